@@ -1,0 +1,84 @@
+package wire
+
+import (
+	"net/netip"
+	"time"
+)
+
+// BootConfig is everything a guest is told at boot. It is written to a
+// read-only disk by the host (see EncodeBoot) and read once by kestrel. It may
+// hold secrets in Env: the file is 0600 and is deleted with the VM.
+type BootConfig struct {
+	Protocol int    `json:"protocol"`
+	Version  string `json:"version"` // of the host's binary
+	VM       string `json:"vm"`      // the VM's id
+	Name     string `json:"name"`
+	// Incarnation counts the VM's lives, from 1.
+	Incarnation int `json:"incarnation"`
+
+	Hostname  string `json:"hostname"`
+	MachineID string `json:"machine_id"` // 32 lower-case hex digits, machine-id(5)
+	// Time is the host's wall clock when the configuration was written.
+	Time time.Time `json:"time"`
+	// Seed is entropy from the host for the guest's random pool, 32 to 64 bytes.
+	Seed []byte `json:"seed"`
+
+	Network  *NetworkConfig `json:"network,omitempty"` // nil: loopback only
+	Workload WorkloadConfig `json:"workload"`
+}
+
+// NetworkConfig is the static configuration of the guest's only NIC, which is
+// found by its MAC address.
+type NetworkConfig struct {
+	MAC         string       `json:"mac"` // "02:..."
+	Address     netip.Prefix `json:"address"`
+	Gateway     netip.Addr   `json:"gateway"`
+	MTU         int          `json:"mtu,omitempty"` // bytes; 0 keeps the device's own
+	Nameservers []netip.Addr `json:"nameservers,omitempty"`
+	Search      []string     `json:"search,omitempty"`
+}
+
+// RestartPolicy says when a workload that exited is started again in the guest.
+type RestartPolicy string
+
+const (
+	RestartNever     RestartPolicy = "never"
+	RestartOnFailure RestartPolicy = "on-failure"
+	RestartAlways    RestartPolicy = "always"
+)
+
+// WorkloadConfig is the process that the VM exists for.
+type WorkloadConfig struct {
+	Args    []string      `json:"args"` // argv; Args[0] is looked up in PATH when it holds no slash
+	Env     []string      `json:"env,omitempty"`
+	Workdir string        `json:"workdir,omitempty"` // default /
+	User    string        `json:"user,omitempty"`    // name or uid[:gid]; default root
+	Restart RestartPolicy `json:"restart,omitempty"` // default never
+	// StopSignal is sent on shutdown, by name ("SIGTERM", the default).
+	StopSignal string `json:"stop_signal,omitempty"`
+	// StopTimeout is how long the workload may take to exit after StopSignal
+	// before SIGKILL; 0 means DefaultStopTimeout.
+	StopTimeout time.Duration `json:"stop_timeout,omitempty"`
+	// BaseURL is where the workload serves HTTP inside the guest
+	// ("http://127.0.0.1:8080"); empty for workloads that do not. PathWorkload
+	// proxies to it.
+	BaseURL string  `json:"base_url,omitempty"`
+	Health  *Health `json:"health,omitempty"`
+}
+
+// DefaultStopTimeout is the grace a workload has to exit after its stop signal.
+const DefaultStopTimeout = 10 * time.Second
+
+// Health is the probe that kestrel runs against the workload until it first
+// succeeds, and periodically afterwards when Interval is set. Exactly one of
+// HTTP and TCP is set.
+type Health struct {
+	HTTP     string        `json:"http,omitempty"` // URL; healthy on any 2xx or 3xx status
+	TCP      string        `json:"tcp,omitempty"`  // host:port; healthy when a connection opens
+	Timeout  time.Duration `json:"timeout"`        // of one probe
+	Interval time.Duration `json:"interval"`       // between probes once healthy; 0 means DefaultHealthInterval
+	Retries  int           `json:"retries"`        // consecutive failures until unhealthy; 0 means 3
+}
+
+// DefaultHealthInterval is the pause between two probes of a healthy workload.
+const DefaultHealthInterval = 10 * time.Second

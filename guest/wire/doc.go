@@ -1,0 +1,48 @@
+// Package wire is the south contract: what the host and kestrel, the agent in
+// the guest, say to each other. It holds the boot configuration that travels on
+// a small disk, the messages of the agent's HTTP API, the kernel parameters,
+// and the framing of the virtio-serial link that carries the API where there is
+// no vsock. It imports the standard library only.
+//
+// The host and the guest run the same binary, so both ends always agree on a
+// Protocol; a guest that was started by an older daemon is the exception. Both
+// ends say their Protocol on first contact (Hello, BootConfig) and refuse one
+// outside [MinProtocol, Protocol].
+package wire
+
+// Protocol is the version of this contract. Adding a field or a route keeps
+// it; a change that an older peer would misread raises it.
+const (
+	Protocol    = 1
+	MinProtocol = 1
+)
+
+// Kernel command line parameters. The command line is short and world-readable
+// in the guest; everything else travels in the boot configuration. kestrel
+// refuses to act as PID 1 unless at least ParamVM is there.
+const (
+	// ParamVM is the VM's id, for the console's first line: volant.vm=ID.
+	ParamVM = "volant.vm"
+	// ParamLog sets kestrel's own log level on the console: volant.log=debug.
+	ParamLog = "volant.log"
+	// ParamPrefix is what every Volant parameter begins with.
+	ParamPrefix = "volant."
+)
+
+// ConfigSerial is the virtio serial of the disk that holds the BootConfig.
+const ConfigSerial = "volant-config"
+
+// AgentPort is the AF_VSOCK port, and SerialPort the virtio-serial port name,
+// on which kestrel serves the agent API.
+const (
+	AgentPort  = 1024
+	SerialPort = "volant.agent.0"
+)
+
+// ModulesDir is where the initramfs holds the kernel modules that kestrel
+// loads at boot, and ModulesOrder the file in it that lists them, one file
+// name a line, in load order. Kernels with everything built in have neither.
+const (
+	ModulesDir   = "/lib/modules/volant"
+	ModulesOrder = "order"
+)

@@ -1,0 +1,112 @@
+package wire
+
+import "time"
+
+// Routes of the agent API, HTTP/1.1 over the agent channel. Bodies are JSON
+// unless said otherwise; an error is a non-2xx status with an Error body.
+const (
+	PathHello    = "/v1/hello"    // GET: Hello
+	PathStatus   = "/v1/status"   // GET ?after=SEQ&wait=DURATION: Status, when its Seq exceeds SEQ or the wait (<= 60s) is over
+	PathLogs     = "/v1/logs"     // GET ?after=SEQ&follow=BOOL: LogEntry values, one JSON object a line
+	PathShutdown = "/v1/shutdown" // POST Shutdown: 202, then the guest stops its workload and powers off
+	PathClock    = "/v1/clock"    // POST Clock: 204
+	PathWorkload = "/v1/workload" // any method, PathWorkload + "/x": proxied to WorkloadConfig.BaseURL + "/x", upgrades included
+)
+
+// Error is the body of every answer that is not a success.
+type Error struct {
+	Message string `json:"message"`
+}
+
+// Hello is the agent's first word.
+type Hello struct {
+	Protocol    int    `json:"protocol"`
+	Version     string `json:"version"`
+	VM          string `json:"vm"`
+	Incarnation int    `json:"incarnation"`
+	Kernel      string `json:"kernel"` // uname -r
+	// Timeline is the boot, step by step, in order.
+	Timeline []Step `json:"timeline"`
+}
+
+// Step is one named step of the guest's boot. Offsets are since the kernel
+// started its clock (CLOCK_BOOTTIME).
+type Step struct {
+	Name  string        `json:"name"`
+	Start time.Duration `json:"start_ns"`
+	Took  time.Duration `json:"took_ns"`
+	Error string        `json:"error,omitempty"` // a step that failed and was survived
+}
+
+// WorkloadState is where the workload stands.
+type WorkloadState string
+
+const (
+	WorkloadStarting WorkloadState = "starting" // not started yet
+	WorkloadRunning  WorkloadState = "running"
+	WorkloadBackoff  WorkloadState = "backoff" // exited; will be started again
+	WorkloadExited   WorkloadState = "exited"  // exited for good
+	WorkloadFailed   WorkloadState = "failed"  // could not be started; see Status.Error
+)
+
+// Status is the agent's view of its workload. Seq rises with every change.
+type Status struct {
+	Seq      uint64        `json:"seq"`
+	Workload WorkloadState `json:"workload"`
+	PID      int           `json:"pid,omitempty"`
+	Restarts int           `json:"restarts"`
+	// Exit is the last exit of the workload, nil before the first.
+	Exit *WorkloadExit `json:"exit,omitempty"`
+	// Error says why the workload could not be started.
+	Error string `json:"error,omitempty"`
+	// Healthy is nil before the first verdict and without a health check.
+	Healthy *bool `json:"healthy,omitempty"`
+	// Timeline repeats Hello.Timeline and grows while the workload comes up
+	// ("workload", "ready").
+	Timeline []Step `json:"timeline"`
+	// Stopping is set once a shutdown has begun.
+	Stopping bool `json:"stopping,omitempty"`
+}
+
+// WorkloadExit is how the workload ended: Code, or Signal when a signal did it.
+type WorkloadExit struct {
+	Code      int       `json:"code"`             // exit status; 128+n when signal n ended it
+	Signal    string    `json:"signal,omitempty"` // "SIGKILL"
+	OOMKilled bool      `json:"oom_killed,omitempty"`
+	Time      time.Time `json:"time"`
+}
+
+// LogStream is which stream of the workload a LogEntry came from.
+type LogStream string
+
+const (
+	Stdout LogStream = "stdout"
+	Stderr LogStream = "stderr"
+	Agent  LogStream = "agent" // kestrel's own words
+)
+
+// MaxLogLine is the longest Data of one LogEntry, in bytes. Longer lines are
+// split; the pieces but the last have Partial set.
+const MaxLogLine = 16 << 10
+
+// LogEntry is one line of output. Seq has no gaps within one incarnation; a
+// reader that asked for entries after Seq n and receives n+5 first has lost
+// four to the ring's bound.
+type LogEntry struct {
+	Seq     uint64    `json:"seq"`
+	Time    time.Time `json:"time"`
+	Stream  LogStream `json:"stream"`
+	Data    string    `json:"data"` // without the newline; invalid UTF-8 is replaced
+	Partial bool      `json:"partial,omitempty"`
+}
+
+// Shutdown asks the guest to stop its workload and power off.
+type Shutdown struct {
+	// Grace overrides WorkloadConfig.StopTimeout when positive.
+	Grace time.Duration `json:"grace_ns,omitempty"`
+}
+
+// Clock sets the guest's wall clock, after a pause or a restore.
+type Clock struct {
+	Time time.Time `json:"time"`
+}
