@@ -1,0 +1,49 @@
+package api
+
+import "time"
+
+// EventType names what happened. The list only grows.
+type EventType string
+
+const (
+	EventVMCreated   EventType = "VM_CREATED"
+	EventVMStarting  EventType = "VM_STARTING"
+	EventVMRunning   EventType = "VM_RUNNING" // the agent answers
+	EventVMHealthy   EventType = "VM_HEALTHY" // the workload answers
+	EventVMUnhealthy EventType = "VM_UNHEALTHY"
+	EventVMStopping  EventType = "VM_STOPPING"
+	EventVMStopped   EventType = "VM_STOPPED"
+	EventVMCrashed   EventType = "VM_CRASHED"
+	EventVMFailed    EventType = "VM_FAILED"
+	EventVMDeleted   EventType = "VM_DELETED"
+	EventVMAdopted   EventType = "VM_ADOPTED" // found running after the daemon restarted
+
+	EventPluginInstalled EventType = "PLUGIN_INSTALLED"
+	EventPluginRemoved   EventType = "PLUGIN_REMOVED"
+	EventPluginEnabled   EventType = "PLUGIN_ENABLED"
+	EventPluginDisabled  EventType = "PLUGIN_DISABLED"
+	EventKernelImported  EventType = "KERNEL_IMPORTED"
+	EventKernelRemoved   EventType = "KERNEL_REMOVED"
+	EventKernelDefault   EventType = "KERNEL_DEFAULT"
+)
+
+// Event is one entry of the journal, written in the transaction of the change
+// that it tells of.
+type Event struct {
+	Seq       uint64    `json:"seq"` // rises by one with each event
+	Time      time.Time `json:"timestamp"`
+	Type      EventType `json:"type"`
+	Name      string    `json:"name"`            // of the VM, plugin or kernel
+	VMID      string    `json:"vm_id,omitempty"` // when it is about a VM
+	Status    VMState   `json:"status,omitempty"`
+	IPAddress string    `json:"ip_address,omitempty"`
+	PID       int       `json:"pid,omitempty"`
+	Message   string    `json:"message,omitempty"`
+}
+
+// EventFilter selects events.
+type EventFilter struct {
+	After uint64 // events with a greater Seq
+	VM    string // name of a VM; empty for all
+	Types []EventType
+}

@@ -1,0 +1,152 @@
+package api
+
+import "time"
+
+// VMState is where a VM stands. The allowed moves are in daemon/state.go.
+type VMState string
+
+const (
+	VMPending  VMState = "pending"  // accepted; nothing was started yet
+	VMStarting VMState = "starting" // being prepared and booted, until its agent answers
+	VMRunning  VMState = "running"
+	VMPaused   VMState = "paused"
+	VMStopping VMState = "stopping"
+	VMStopped  VMState = "stopped" // ended as asked, or its workload exited with status 0
+	VMCrashed  VMState = "crashed" // ended by itself: panic, reset, killed, workload failure
+	VMFailed   VMState = "failed"  // could not be started; Reason says why
+)
+
+// VMDesired is what the operator wants of a VM; the daemon works towards it.
+type VMDesired string
+
+const (
+	DesiredRunning VMDesired = "running"
+	DesiredStopped VMDesired = "stopped"
+	DesiredAbsent  VMDesired = "absent" // being deleted
+)
+
+// VM is one virtual machine.
+type VM struct {
+	ID      string    `json:"id"`
+	Name    string    `json:"name"`
+	Plugin  string    `json:"plugin"`
+	Runtime string    `json:"runtime"`
+	Status  VMState   `json:"status"`
+	Desired VMDesired `json:"desired"`
+	// Reason says why the VM crashed or failed; empty otherwise.
+	Reason string `json:"reason,omitempty"`
+	// AgentUp is set while the agent in the guest answers, Healthy once the
+	// workload passed its probe. Both are flags beside Status, not states.
+	AgentUp bool `json:"agent_up"`
+	Healthy bool `json:"healthy"`
+	// Exit is the workload's last exit in this incarnation.
+	Exit *VMExit `json:"exit,omitempty"`
+
+	IPAddress  string `json:"ip_address,omitempty"` // "192.168.127.2"; kept for the VM's life
+	MACAddress string `json:"mac_address,omitempty"`
+	VsockCID   uint32 `json:"vsock_cid,omitempty"`
+
+	CPUCores      int               `json:"cpu_cores"`
+	MemoryMB      int               `json:"memory_mb"` // MiB, under the name earlier clients know
+	KernelCmdline string            `json:"kernel_cmdline,omitempty"`
+	Kernel        string            `json:"kernel,omitempty"`     // name of the kernel it boots
+	Hypervisor    string            `json:"hypervisor,omitempty"` // driver of the current incarnation
+	Accel         string            `json:"accel,omitempty"`      // "kvm" or "tcg"
+	PID           int               `json:"pid,omitempty"`        // of the VMM
+	Incarnation   int               `json:"incarnation"`          // how often it was started
+	Labels        map[string]string `json:"labels,omitempty"`
+
+	CreatedAt time.Time  `json:"created_at"`
+	UpdatedAt time.Time  `json:"updated_at"`
+	StartedAt *time.Time `json:"started_at,omitempty"`
+}
+
+// VMExit is how a workload ended.
+type VMExit struct {
+	Code      int       `json:"code"` // exit status; 128+n when signal n ended it
+	Signal    string    `json:"signal,omitempty"`
+	OOMKilled bool      `json:"oom_killed,omitempty"`
+	Time      time.Time `json:"time"`
+}
+
+// VMCreate asks for a new VM. What is left out comes from the plugin's
+// manifest, then from the defaults.
+type VMCreate struct {
+	Name          string            `json:"name"`
+	Plugin        string            `json:"plugin"`
+	Runtime       string            `json:"runtime,omitempty"` // earlier clients send it; must match the plugin's when given
+	CPUCores      int               `json:"cpu_cores,omitempty"`
+	MemoryMB      int               `json:"memory_mb,omitempty"` // MiB
+	KernelCmdline string            `json:"kernel_cmdline,omitempty"`
+	Kernel        string            `json:"kernel,omitempty"`
+	IPAddress     string            `json:"ip_address,omitempty"` // pins one; default: the lowest free
+	Env           map[string]string `json:"env,omitempty"`        // over the manifest's
+	Labels        map[string]string `json:"labels,omitempty"`
+	// Stopped creates the VM without starting it.
+	Stopped bool `json:"stopped,omitempty"`
+}
+
+// VMFilter selects VMs. Zero values select all.
+type VMFilter struct {
+	Status []VMState
+	Plugin string
+	Query  string // substring of the name
+	Limit  int    // 0: no limit
+	Offset int
+	Sort   string // "name" (default), "created_at", "updated_at", "status"
+	Desc   bool
+}
+
+// VMWait is what a caller waits for; see the wait query parameter of the
+// mutating VM routes.
+type VMWait string
+
+const (
+	WaitNone    VMWait = ""
+	WaitRunning VMWait = "running" // the agent answers
+	WaitHealthy VMWait = "healthy" // the workload answers too
+	WaitStopped VMWait = "stopped" // the VM has ended
+)
+
+// VMStop says how to stop a VM.
+type VMStop struct {
+	// GraceSeconds is how long the workload may take to end, 0 for the
+	// workload's own stop timeout. The VM is killed when the grace is over.
+	GraceSeconds int `json:"grace_seconds,omitempty"`
+	// Force kills the VM at once.
+	Force bool `json:"force,omitempty"`
+}
+
+// TimelineStep is one step of a VM's way from the request to a healthy
+// workload, measured on the host's clock.
+type TimelineStep struct {
+	Where   string  `json:"where"` // "host" or "guest"
+	Name    string  `json:"name"`
+	StartMS float64 `json:"start_ms"` // since the start was accepted
+	TookMS  float64 `json:"took_ms"`
+	Error   string  `json:"error,omitempty"`
+}
+
+// Timeline is the current incarnation's boot.
+type Timeline struct {
+	VM          string         `json:"vm"`
+	Incarnation int            `json:"incarnation"`
+	Steps       []TimelineStep `json:"steps"`
+}
+
+// LogEntry is one line of a workload's output. Seq has no gaps within one
+// incarnation unless lines were lost to the ring's bound.
+type LogEntry struct {
+	Seq    uint64    `json:"seq"`
+	Time   time.Time `json:"time"`
+	Stream string    `json:"stream"` // "stdout", "stderr", "agent", "console"
+	Line   string    `json:"line"`
+}
+
+// LogQuery selects log lines.
+type LogQuery struct {
+	After   uint64 // entries with a greater Seq
+	Tail    int    // only the last n; 0 for all that are kept
+	Follow  bool
+	Console bool // the kernel console instead of the workload's output
+}
