@@ -106,6 +106,7 @@ const (
 	WaitRunning VMWait = "running" // the agent answers
 	WaitHealthy VMWait = "healthy" // the workload answers too
 	WaitStopped VMWait = "stopped" // the VM has ended
+	WaitDeleted VMWait = "deleted" // the VM is no more
 )
 
 // VMStop says how to stop a VM.
