@@ -3,6 +3,7 @@ package hv
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 )
@@ -114,6 +115,8 @@ type Record struct {
 	ConsoleLog string  `json:"console_log"`
 	// ConsoleLimit is Spec.ConsoleLimit, needed to go on logging after Attach.
 	ConsoleLimit int64 `json:"console_limit"`
+	// CID is Spec.CID, the address of the agent when Channel is ChannelVsock.
+	CID uint32 `json:"cid,omitempty"`
 }
 
 // State is what the VMM says of its machine now. It is evidence, not a wish.
@@ -144,6 +147,19 @@ type Exit struct {
 	// Detail is for people: the VMM's exit status or its last words.
 	Detail string
 }
+
+// GoneError is the ErrGone of a driver that knows how the machine ended, from
+// what the VMM left behind.
+type GoneError struct {
+	Exit Exit
+}
+
+func (e *GoneError) Error() string {
+	return fmt.Sprintf("%v: it ended by %s (%s)", ErrGone, e.Exit.Reason, e.Exit.Detail)
+}
+
+// Is makes errors.Is(err, ErrGone) hold.
+func (e *GoneError) Is(target error) bool { return target == ErrGone }
 
 // EventType names what happened to a machine.
 type EventType string
@@ -181,7 +197,10 @@ type Driver interface {
 	// between Launch and its own record. It returns ErrGone when there is none.
 	Find(ctx context.Context, dir string) (Record, error)
 	// Attach takes up a machine again after the daemon restarted. It returns
-	// ErrGone unless the recorded process provably is the one that runs.
+	// ErrGone unless the recorded process provably is the one that runs; the
+	// error is a *GoneError when the driver knows how the machine ended. A
+	// machine that ended while nobody was attached may still be taken up: Wait
+	// then returns at once.
 	Attach(ctx context.Context, rec Record) (VM, error)
 }
 
