@@ -27,6 +27,16 @@ const (
 	EventKernelDefault   EventType = "KERNEL_DEFAULT"
 )
 
+// EventTypes returns every type, in the order of their declaration.
+func EventTypes() []EventType {
+	return []EventType{
+		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMStopping,
+		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted,
+		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
+		EventKernelImported, EventKernelRemoved, EventKernelDefault,
+	}
+}
+
 // Event is one entry of the journal, written in the transaction of the change
 // that it tells of.
 type Event struct {

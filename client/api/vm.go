@@ -16,6 +16,11 @@ const (
 	VMFailed   VMState = "failed"  // could not be started; Reason says why
 )
 
+// VMStates returns every state, in the order of a VM's life.
+func VMStates() []VMState {
+	return []VMState{VMPending, VMStarting, VMRunning, VMPaused, VMStopping, VMStopped, VMCrashed, VMFailed}
+}
+
 // VMDesired is what the operator wants of a VM; the daemon works towards it.
 type VMDesired string
 
