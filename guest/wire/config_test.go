@@ -1,0 +1,207 @@
+package wire
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+func sampleBoot() BootConfig {
+	return BootConfig{
+		Protocol:    Protocol,
+		Version:     "1.2.3",
+		VM:          "01k2v3",
+		Name:        "web",
+		Incarnation: 4,
+		Hostname:    "web.example",
+		MachineID:   "0123456789abcdef0123456789abcdef",
+		Time:        time.Date(2026, 3, 1, 12, 0, 0, 500, time.UTC),
+		Seed:        bytes.Repeat([]byte{0xa5}, 32),
+		Network: &NetworkConfig{
+			MAC:         "02:56:c0:a8:7f:0a",
+			Address:     netip.MustParsePrefix("192.168.127.10/24"),
+			Gateway:     netip.MustParseAddr("192.168.127.1"),
+			MTU:         1400,
+			Nameservers: []netip.Addr{netip.MustParseAddr("192.168.127.1"), netip.MustParseAddr("2001:db8::53")},
+			Search:      []string{"example"},
+		},
+		Workload: WorkloadConfig{
+			Args: []string{"server", "--listen", ":8080"}, Env: []string{"A=b=c", "EMPTY="}, Workdir: "/srv", User: "1000:1000",
+			Restart: RestartOnFailure, StopSignal: "SIGINT", StopTimeout: 3 * time.Second,
+			BaseURL: "http://127.0.0.1:8080",
+			Health:  &Health{HTTP: "http://127.0.0.1:8080/healthz", Timeout: time.Second, Interval: 5 * time.Second, Retries: 2},
+		},
+	}
+}
+
+func TestBootConfigRoundTrip(t *testing.T) {
+	want := sampleBoot()
+	image, err := EncodeBoot(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(image)%4096 != 0 {
+		t.Errorf("the image has %d bytes, want a multiple of 4096", len(image))
+	}
+	got, err := DecodeBoot(iotest.HalfReader(bytes.NewReader(image)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("DecodeBoot(EncodeBoot(c)) = %+v, want %+v", got, want)
+	}
+}
+
+func TestBootConfigGolden(t *testing.T) {
+	got, err := EncodeBoot(sampleBoot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = bytes.TrimRight(got, "\x00")
+	path := filepath.Join("testdata", "boot.golden")
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("the image of the sample changed; a guest of an older daemon must still read it:\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestDecodeBootRefuses(t *testing.T) {
+	image, err := EncodeBoot(sampleBoot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit := func(old, new string) []byte {
+		if !bytes.Contains(image, []byte(old)) {
+			t.Fatalf("the image does not hold %q", old)
+		}
+		return bytes.Replace(image, []byte(old), []byte(new), 1)
+	}
+	tests := []struct {
+		name  string
+		image []byte
+		want  error
+		text  string
+	}{
+		{"empty", nil, ErrNotBootConfig, "EOF"},
+		{"an empty disk", make([]byte, 4096), ErrNotBootConfig, "begins with"},
+		{"cut short", image[:300], ErrNotBootConfig, "unexpected EOF"},
+		{"another layout", edit("config\n1\n", "config\n2\n"), ErrProtocol, `layout "2"`},
+		{"flipped byte", edit(`"name":"web"`, `"name":"wab"`), ErrNotBootConfig, "digest"},
+		{"huge length", edit("config\n1\n0000", "config\n1\n9999"), ErrNotBootConfig, "exceed"},
+		{"odd length", edit("config\n1\n0000", "config\n1\n-000"), ErrNotBootConfig, "length"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, err := DecodeBoot(bytes.NewReader(tt.image))
+			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("DecodeBoot() = %v, want %v with %q", err, tt.want, tt.text)
+			}
+			if !reflect.DeepEqual(cfg, BootConfig{}) {
+				t.Errorf("DecodeBoot() returned %+v beside its error", cfg)
+			}
+		})
+	}
+}
+
+func TestValidate(t *testing.T) {
+	tests := []struct {
+		field string // the error must name it
+		edit  func(*BootConfig)
+	}{
+		{"protocol 99", func(c *BootConfig) { c.Protocol = 99 }},
+		{"vm", func(c *BootConfig) { c.VM = "" }},
+		{"incarnation", func(c *BootConfig) { c.Incarnation = 0 }},
+		{"hostname", func(c *BootConfig) { c.Hostname = "a b" }},
+		{"hostname", func(c *BootConfig) { c.Hostname = "-a" }},
+		{"hostname", func(c *BootConfig) { c.Hostname = "a\nb" }},
+		{"machine_id", func(c *BootConfig) { c.MachineID = strings.Repeat("A", 32) }},
+		{"seed", func(c *BootConfig) { c.Seed = make([]byte, 31) }},
+		{"time", func(c *BootConfig) { c.Time = time.Time{} }},
+		{"mac", func(c *BootConfig) { c.Network.MAC = "02:56:c0:a8:7f:0A" }},
+		{"mac", func(c *BootConfig) { c.Network.MAC = "02:56:c0:a8:7f" }},
+		{"address", func(c *BootConfig) { c.Network.Address = netip.Prefix{} }},
+		{"gateway", func(c *BootConfig) { c.Network.Gateway = netip.MustParseAddr("10.0.0.1") }},
+		{"mtu", func(c *BootConfig) { c.Network.MTU = 100 }},
+		{"search", func(c *BootConfig) { c.Network.Search = []string{"a\nnameserver 1.2.3.4"} }},
+		{"args", func(c *BootConfig) { c.Workload.Args = nil }},
+		{"args", func(c *BootConfig) { c.Workload.Args = []string{"a", "b\x00"} }},
+		{"env", func(c *BootConfig) { c.Workload.Env = []string{"A"} }},
+		{"env", func(c *BootConfig) { c.Workload.Env = []string{"=A"} }},
+		{"restart", func(c *BootConfig) { c.Workload.Restart = "sometimes" }},
+		{"workdir", func(c *BootConfig) { c.Workload.Workdir = "srv" }},
+		{"stop_timeout", func(c *BootConfig) { c.Workload.StopTimeout = -1 }},
+		{"base_url", func(c *BootConfig) { c.Workload.BaseURL = "127.0.0.1:80" }},
+		{"health", func(c *BootConfig) { c.Workload.Health.TCP = "127.0.0.1:80" }},
+		{"tcp", func(c *BootConfig) { c.Workload.Health = &Health{TCP: "80"} }},
+		{"health", func(c *BootConfig) { c.Workload.Health = &Health{HTTP: "ftp://a"} }},
+	}
+	for _, tt := range tests {
+		c := sampleBoot()
+		tt.edit(&c)
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), tt.field) {
+			t.Errorf("Validate() = %v, want an error that names %q", err, tt.field)
+		}
+		if _, err := EncodeBoot(c); err == nil {
+			t.Errorf("EncodeBoot accepted a bad %s", tt.field)
+		}
+	}
+	c := sampleBoot()
+	c.Workload.Env = []string{"A=" + strings.Repeat("x", 1<<20)}
+	if _, err := EncodeBoot(c); err == nil || !strings.Contains(err.Error(), "limit") {
+		t.Errorf("EncodeBoot of 1 MiB of environment = %v, want an error about the limit", err)
+	}
+}
+
+// FuzzDecodeBoot reads images as they are, and JSON under a header that is in
+// order, which no mutation would find.
+func FuzzDecodeBoot(f *testing.F) {
+	image, err := EncodeBoot(sampleBoot())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(image, false)
+	f.Add(image[:configHeader], false)
+	f.Add(bytes.TrimRight(image[configHeader:], "\x00"), true)
+	f.Add([]byte("{}"), true)
+	f.Fuzz(func(t *testing.T, b []byte, isBody bool) {
+		if isBody {
+			b = fmt.Appendf(nil, "%s%s%012d\n%x\n%s", configMagic, configVersion, len(b), sha256.Sum256(b), b)
+		}
+		cfg, err := DecodeBoot(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		once, err := EncodeBoot(cfg)
+		if err != nil {
+			t.Fatalf("EncodeBoot of what was decoded: %v", err)
+		}
+		back, err := DecodeBoot(bytes.NewReader(once))
+		if err != nil {
+			t.Fatalf("DecodeBoot of what was encoded: %v", err)
+		}
+		twice, err := EncodeBoot(back)
+		if err != nil || !bytes.Equal(once, twice) {
+			t.Fatalf("second encoding differs (%v):\n%s\nwant\n%s", err, twice, once)
+		}
+	})
+}
