@@ -1,0 +1,181 @@
+package fledge_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/volantvm/volant/roles/fledge"
+)
+
+type outcome struct {
+	status         int
+	stdout, stderr string
+}
+
+func run(t *testing.T, args ...string) outcome {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	status := fledge.Main(t.Context(), args, strings.NewReader(""), &stdout, &stderr, "1.2.3")
+	return outcome{status, stdout.String(), stderr.String()}
+}
+
+func write(t *testing.T, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const recipe = `version = "1"
+[mappings]
+"app" = "/usr/bin/app"
+[manifest]
+name = "demo"
+version = "7"
+workload = { type = "exec", entrypoint = ["/usr/bin/app"] }
+`
+
+func TestUsage(t *testing.T) {
+	for _, tt := range []struct {
+		args           []string
+		status         int
+		stdout, stderr string // parts
+	}{
+		{nil, 0, "Usage: fledge <command>", ""},
+		{[]string{"--help"}, 0, "Usage: fledge <command>", ""},
+		{[]string{"build", "--help"}, 0, "--config=FILE", ""},
+		{[]string{"--version"}, 0, "fledge 1.2.3\n", ""},
+		{[]string{"version"}, 0, "fledge 1.2.3\n", ""},
+		{[]string{"build", "--version"}, 0, "fledge 1.2.3\n", ""},
+		{[]string{"buld"}, 2, "", `did you mean "build"?`},
+		{[]string{"build", "--nope"}, 2, "", "unknown flag --nope"},
+		{[]string{"inspect"}, 2, "", "fledge: expected \"<file>\""},
+		{[]string{"inspect", "x", "-o", "xml"}, 2, "", "must be one of"},
+		{[]string{"build", "-c", "gone.toml"}, 1, "", "fledge: open gone.toml: no such file or directory\n"},
+		{[]string{"inspect", "gone.cpio"}, 1, "", "no such file"},
+		{[]string{"verify", "gone.json"}, 1, "", "no such file"},
+	} {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			t.Chdir(t.TempDir())
+			got := run(t, tt.args...)
+			if got.status != tt.status || !strings.Contains(got.stdout, tt.stdout) || !strings.Contains(got.stderr, tt.stderr) {
+				t.Errorf("fledge %q = %+v, want %+v", tt.args, got, tt)
+			}
+			if (tt.status == 0) != (got.stderr == "") || (tt.status == 0) != (got.stdout != "") {
+				t.Errorf("fledge %q wrote to the wrong stream: %+v", tt.args, got)
+			}
+		})
+	}
+}
+
+func TestBuildInspectVerify(t *testing.T) {
+	t.Chdir(t.TempDir())
+	write(t, "fledge.toml", recipe)
+	write(t, "app", "static")
+
+	got := run(t, "build")
+	if got.status != 0 {
+		t.Fatalf("build = %+v", got)
+	}
+	lines := strings.Split(got.stdout, "\n")
+	file, digest, _ := strings.Cut(lines[0], " ")
+	if file != "demo.cpio" || !strings.HasPrefix(digest, "sha256:") || lines[1] != "demo.manifest.json" {
+		t.Errorf("build printed %q", got.stdout)
+	}
+	for _, step := range []string{"recipe", "mappings", "libraries", "archive", "manifest"} {
+		if !strings.Contains(got.stderr, step) {
+			t.Errorf("progress lacks %s:\n%s", step, got.stderr)
+		}
+	}
+	if quiet := run(t, "build", "-q", "-o", "other"); quiet.status != 0 || quiet.stderr != "" || !strings.HasPrefix(quiet.stdout, "other.cpio "+digest) {
+		t.Errorf("build -q -o other = %+v, want the same digest and no progress", quiet)
+	}
+
+	got = run(t, "inspect", "demo.cpio")
+	for _, want := range []string{
+		"-rwxr-xr-x  1     0     0    6 usr/bin/app\n", "crw-------  1     0     0  5,1 dev/console\n", "drwxrwxrwt ",
+		"segment 0: at byte 0, ", " none, ", digest,
+	} {
+		if !strings.Contains(got.stdout, want) {
+			t.Errorf("inspect lacks %q:\n%s", want, got.stdout)
+		}
+	}
+
+	got = run(t, "inspect", "-o", "json", "demo.cpio")
+	var in struct {
+		Digest   string `json:"digest"`
+		Size     int64  `json:"size_bytes"`
+		Segments []struct {
+			Length      int64  `json:"length_bytes"`
+			Compression string `json:"compression"`
+			Entries     int    `json:"entries"`
+		} `json:"segments"`
+		Entries []struct{ Name, Mode, Device string } `json:"entries"`
+	}
+	if err := json.Unmarshal([]byte(got.stdout), &in); err != nil {
+		t.Fatalf("inspect -o json: %v\n%s", err, got.stdout)
+	}
+	if in.Digest != digest || len(in.Segments) != 1 || in.Segments[0].Length != in.Size || in.Segments[0].Entries != len(in.Entries) {
+		t.Errorf("inspect -o json = %+v", in)
+	}
+
+	if got = run(t, "verify", "demo.manifest.json"); got.status != 0 || !strings.HasSuffix(got.stdout, digest+": ok\n") {
+		t.Errorf("verify = %+v", got)
+	}
+	write(t, "demo.cpio", "changed")
+	if got = run(t, "verify", "demo.manifest.json"); got.status != 1 || !strings.Contains(got.stderr, "demo.manifest.json:8: initramfs.checksum: demo.cpio has digest") {
+		t.Errorf("verify of a changed artifact = %+v", got)
+	}
+	if got = run(t, "inspect", "demo.cpio"); got.status != 1 || !strings.Contains(got.stderr, "not a newc cpio archive") {
+		t.Errorf("inspect of no archive = %+v", got)
+	}
+}
+
+func TestBuildErrors(t *testing.T) {
+	t.Chdir(t.TempDir())
+	write(t, "app", "static")
+	for _, tt := range []struct{ name, recipe, want string }{
+		{"unknown key", strings.Replace(recipe, "[mappings]", "[mapings]", 1), "fledge: fledge.toml:2: mapings: is not a known field; did you mean mappings?\n"},
+		{"strategy", "version = \"1\"\nstrategy = \"oci_rootfs\"\n", "fledge: fledge.toml:2: strategy: not built yet in this version: strategy oci_rootfs\nhint: "},
+		{"missing file", strings.Replace(recipe, `"app" =`, `"gone" =`, 1), "fledge: fledge.toml:3: mappings.gone: no such file or directory: gone\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			write(t, "fledge.toml", tt.recipe)
+			if got := run(t, "build", "-q"); got.status != 1 || !strings.HasPrefix(got.stderr, tt.want) || got.stdout != "" {
+				t.Errorf("build = %+v, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestHello builds the example appliance as the documentation says.
+func TestHello(t *testing.T) {
+	src, err := filepath.Abs("../../testdata/hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "hello"), ".")
+	cmd.Dir = src
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	b, err := os.ReadFile(filepath.Join(src, "fledge.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	write(t, "fledge.toml", string(b))
+	if got := run(t, "build"); got.status != 0 || !strings.HasPrefix(got.stdout, "hello.cpio sha256:") {
+		t.Fatalf("build = %+v", got)
+	}
+	if got := run(t, "verify", "hello.manifest.json"); got.status != 0 {
+		t.Errorf("verify = %+v", got)
+	}
+}
