@@ -1,0 +1,220 @@
+package httpapi
+
+import (
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/volantvm/volant/client/api"
+)
+
+// Bounds of waiting. A client that needs longer asks again.
+const (
+	defaultWait = time.Minute
+	maxWait     = 10 * time.Minute
+)
+
+// maxGrace bounds how long a stop may take before the VM is killed.
+const maxGrace = time.Hour
+
+// param is one query parameter of a route.
+type param struct {
+	name string
+	kind string // a type of JSON Schema: "string", "integer", "boolean"
+	doc  string
+}
+
+func listParams() []param {
+	return []param{
+		{"status", "string", "states, separated by commas or repeated"},
+		{"plugin", "string", "name of a plugin"},
+		{"q", "string", "part of the name"},
+		{"limit", "integer", "how many to return; 0 for all"},
+		{"offset", "integer", "how many to skip"},
+		{"sort", "string", "name (default), created_at, updated_at or status"},
+		{"order", "string", "asc (default) or desc"},
+	}
+}
+
+func waitParams() []param {
+	return []param{
+		{"wait", "string", "answer only when the VM is running, healthy, stopped or deleted"},
+		{"timeout", "string", "how long to wait at most, such as 30s; default 1m, at most 10m"},
+	}
+}
+
+func stopParams() []param {
+	return []param{
+		{"grace_seconds", "integer", "how long the workload may take to end; default: its own stop timeout"},
+		{"force", "boolean", "kill the VM at once"},
+	}
+}
+
+func logParams() []param {
+	return []param{
+		{"after", "integer", "only lines with a greater seq"},
+		{"tail", "integer", "only the last lines, this many"},
+		{"follow", "boolean", "go on with new lines as they come"},
+		{"console", "boolean", "the kernel console instead of the workload's output"},
+	}
+}
+
+func eventParams() []param {
+	return []param{
+		{"after", "integer", "only events with a greater seq; the header Last-Event-ID goes before it"},
+		{"follow", "boolean", "false to end where the journal ends; default true"},
+		{"vm", "string", "only events about this VM"},
+		{"type", "string", "event types, separated by commas or repeated"},
+	}
+}
+
+// checkQuery refuses a query that does not parse, and parameters that the
+// route does not have.
+func checkQuery(r *http.Request, known []param) error {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return api.Errorf(api.CodeInvalid, "the query of the URL does not parse: %v", err)
+	}
+	for name := range q {
+		if err := checkParam(name, known); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkParam(name string, known []param) error {
+	var names []string
+	for _, p := range known {
+		if p.name == name {
+			return nil
+		}
+		names = append(names, p.name)
+	}
+	e := api.Errorf(api.CodeInvalid, "%.60q is not a query parameter of this route", name)
+	if near := api.Nearest(name, names); near != "" {
+		return e.WithHint("did you mean %s?", near)
+	}
+	if len(names) == 0 {
+		return e.WithHint("it takes none")
+	}
+	return e.WithHint("it takes %s", strings.Join(names, ", "))
+}
+
+// query reads typed parameters and keeps the first error.
+type query struct {
+	values url.Values
+	err    error
+}
+
+func newQuery(r *http.Request) *query { return &query{values: r.URL.Query()} }
+
+func (q *query) fail(name, value, must string) {
+	if q.err == nil {
+		q.err = api.Errorf(api.CodeInvalid, "query parameter %s: %.60q is not %s", name, value, must)
+	}
+}
+
+func (q *query) str(name string) string { return q.values.Get(name) }
+
+func (q *query) uint(name string, limit uint64) uint64 {
+	v := q.values.Get(name)
+	if v == "" {
+		return 0
+	}
+	n, err := strconv.ParseUint(v, 10, 64)
+	if err != nil || n > limit {
+		q.fail(name, v, "a whole number from 0 to "+strconv.FormatUint(limit, 10))
+		return 0
+	}
+	return n
+}
+
+func (q *query) int(name string) int { return int(q.uint(name, math.MaxInt32)) }
+
+func (q *query) bool(name string, def bool) bool {
+	v := q.values.Get(name)
+	if !q.values.Has(name) {
+		return def
+	}
+	switch v {
+	case "", "true", "1": // ?follow alone is enough
+		return true
+	case "false", "0":
+		return false
+	}
+	q.fail(name, v, "true or false")
+	return def
+}
+
+// list returns the values of a parameter that may be repeated or hold several
+// separated by commas, each of which must be in allowed.
+func (q *query) list(name string, allowed []string) []string {
+	var out []string
+	for _, v := range q.values[name] {
+		for s := range strings.SplitSeq(v, ",") {
+			if s = strings.TrimSpace(s); s != "" {
+				out = append(out, q.checked(name, s, allowed))
+			}
+		}
+	}
+	return out
+}
+
+// oneOf returns the value of a parameter that must be in allowed when given.
+func (q *query) oneOf(name string, allowed ...string) string {
+	v := q.values.Get(name)
+	if v == "" {
+		return ""
+	}
+	return q.checked(name, v, allowed)
+}
+
+func (q *query) checked(name, v string, allowed []string) string {
+	for _, a := range allowed {
+		if v == a {
+			return v
+		}
+	}
+	must := "one of " + strings.Join(allowed, ", ")
+	if near := api.Nearest(v, allowed); near != "" {
+		must += "; did you mean " + near + "?"
+	}
+	q.fail(name, v, must)
+	return ""
+}
+
+// wait is what a request wants to wait for, and how long.
+type wait struct {
+	what    api.VMWait
+	timeout time.Duration
+}
+
+// wait reads the wait and timeout parameters; allowed is what the route can
+// wait for.
+func (q *query) wait(allowed ...api.VMWait) wait {
+	names := make([]string, len(allowed))
+	for i, a := range allowed {
+		names[i] = string(a)
+	}
+	w := wait{what: api.VMWait(q.oneOf("wait", names...)), timeout: defaultWait}
+	if v := q.values.Get("timeout"); v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil || d <= 0 || d > maxWait {
+			q.fail("timeout", v, "a duration above 0s and up to "+maxWait.String()+", such as 30s")
+		}
+		w.timeout = d
+	}
+	return w
+}
+
+// checkStop checks how to stop, wherever it was read from.
+func checkStop(how api.VMStop) error {
+	if how.GraceSeconds < 0 || time.Duration(how.GraceSeconds)*time.Second > maxGrace {
+		return api.Errorf(api.CodeInvalid, "grace_seconds: is %d; give 0 to %d", how.GraceSeconds, int(maxGrace.Seconds()))
+	}
+	return nil
+}

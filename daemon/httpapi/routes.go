@@ -1,0 +1,99 @@
+package httpapi
+
+import (
+	"net/http"
+
+	"github.com/volantvm/volant/client/api"
+)
+
+// route is one row of the table. The zero value of a type stands for the type.
+type route struct {
+	method  string // empty for any
+	path    string // below api.Prefix unless root is set; in the form of http.ServeMux
+	root    bool
+	id      string // OpenAPI operationId
+	summary string
+	query   []param
+	body    any // what the request carries; nil for nothing
+	bodyOpt bool
+	status  int    // of success
+	reply   any    // what a success carries; nil for nothing
+	media   string // of the request (PUT) or reply, when it is not JSON
+	total   bool   // the reply carries api.HeaderTotalCount
+	handle  func(*Server, http.ResponseWriter, *http.Request) error
+}
+
+// pattern is r in the form of http.ServeMux.
+func (r route) pattern() string {
+	if r.method == "" {
+		return r.fullPath()
+	}
+	return r.method + " " + r.fullPath()
+}
+
+func (r route) fullPath() string {
+	if r.root {
+		return r.path
+	}
+	return api.Prefix + r.path
+}
+
+// status is the body of GET /healthz and GET /system/status.
+type status struct {
+	Status string `json:"status"` // "ok"
+}
+
+// pluginList is the body of GET /plugins.
+type pluginList struct {
+	Plugins []api.Plugin `json:"plugins"`
+}
+
+// Media types.
+const (
+	mediaJSON   = "application/json"
+	mediaNDJSON = "application/x-ndjson"
+	mediaSSE    = "text/event-stream"
+	mediaBytes  = "application/octet-stream"
+)
+
+// routes returns the table of all routes.
+func routes() []route {
+	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
+	return []route{
+		{method: get, path: "/healthz", root: true, id: "health", summary: "Say that the daemon answers", status: 200, reply: status{}, handle: (*Server).health},
+		{method: get, path: "/openapi", root: true, id: "openapi", summary: "Describe this API as an OpenAPI document", status: 200, reply: map[string]any{}, handle: (*Server).openapi},
+
+		{method: get, path: "/system/status", id: "systemStatus", summary: "Say that the daemon answers", status: 200, reply: status{}, handle: (*Server).health},
+		{method: get, path: "/system/info", id: "systemInfo", summary: "Say what the daemon is and runs on", status: 200, reply: api.SystemInfo{}, handle: (*Server).systemInfo},
+		{method: get, path: "/system/summary", id: "systemSummary", summary: "Count what there is", status: 200, reply: api.SystemSummary{}, handle: (*Server).systemSummary},
+
+		{method: get, path: "/vms", id: "listVMs", summary: "List VMs", query: listParams(), status: 200, reply: []api.VM{}, total: true, handle: (*Server).listVMs},
+		{method: post, path: "/vms", id: "createVM", summary: "Create a VM from a plugin, and start it", query: waitParams(), body: api.VMCreate{}, status: 201, reply: api.VM{}, handle: (*Server).createVM},
+		{method: get, path: "/vms/{name}", id: "getVM", summary: "Get one VM, after it got where wait says", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).getVM},
+		{method: del, path: "/vms/{name}", id: "deleteVM", summary: "Stop and delete a VM with its disks and address", query: append(waitParams(), stopParams()...), status: 204, handle: (*Server).deleteVM},
+		{method: post, path: "/vms/{name}/start", id: "startVM", summary: "Start a VM", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).startVM},
+		{method: post, path: "/vms/{name}/stop", id: "stopVM", summary: "Stop a VM", query: waitParams(), body: api.VMStop{}, bodyOpt: true, status: 200, reply: api.VM{}, handle: (*Server).stopVM},
+		{method: post, path: "/vms/{name}/restart", id: "restartVM", summary: "Stop a VM and start it again", query: waitParams(), body: api.VMStop{}, bodyOpt: true, status: 200, reply: api.VM{}, handle: (*Server).restartVM},
+		{method: get, path: "/vms/{name}/timeline", id: "vmTimeline", summary: "Get the steps of the VM's last start", status: 200, reply: api.Timeline{}, handle: (*Server).vmTimeline},
+		{method: get, path: "/vms/{name}/logs", id: "vmLogs", summary: "Stream the workload's output or the console, a JSON object a line", query: logParams(), status: 200, reply: api.LogEntry{}, media: mediaNDJSON, handle: (*Server).vmLogs},
+		{path: "/vms/{name}/agent/{path...}", id: "vmAgent", summary: "Pass any request on to the workload at its base URL", status: 200, media: "*/*", handle: (*Server).vmAgent},
+
+		{method: get, path: "/plugins", id: "listPlugins", summary: "List plugins", status: 200, reply: pluginList{}, handle: (*Server).listPlugins},
+		{method: post, path: "/plugins", id: "installPlugin", summary: "Install a manifest whose artifacts were uploaded as blobs", body: api.Manifest{}, status: 201, reply: api.Plugin{}, handle: (*Server).installPlugin},
+		{method: get, path: "/plugins/{name}", id: "getPlugin", summary: "Get one plugin", status: 200, reply: api.Plugin{}, handle: (*Server).getPlugin},
+		{method: del, path: "/plugins/{name}", id: "removePlugin", summary: "Remove a plugin that no VM uses", status: 204, handle: (*Server).removePlugin},
+		{method: get, path: "/plugins/{name}/manifest", id: "getManifest", summary: "Get a plugin's manifest", status: 200, reply: api.Manifest{}, handle: (*Server).getManifest},
+		{method: post, path: "/plugins/{name}/enabled", id: "enablePlugin", summary: "Switch a plugin on or off for new VMs", body: api.PluginEnable{}, status: 200, reply: api.Plugin{}, handle: (*Server).enablePlugin},
+
+		{method: get, path: "/blobs/{digest}", id: "getBlob", summary: "Say whether a blob is stored, and its size", status: 200, reply: api.Blob{}, handle: (*Server).getBlob},
+		{method: put, path: "/blobs/{digest}", id: "putBlob", summary: "Store a blob", status: 201, reply: api.Blob{}, media: mediaBytes, handle: (*Server).putBlob},
+
+		{method: get, path: "/kernels", id: "listKernels", summary: "List kernels", status: 200, reply: []api.Kernel{}, handle: (*Server).listKernels},
+		{method: post, path: "/kernels", id: "importKernel", summary: "Add a kernel whose blobs were uploaded", body: api.KernelImport{}, status: 201, reply: api.Kernel{}, handle: (*Server).importKernel},
+		{method: del, path: "/kernels/{name}", id: "removeKernel", summary: "Remove a kernel that no VM uses", status: 204, handle: (*Server).removeKernel},
+		{method: post, path: "/kernels/{name}/default", id: "defaultKernel", summary: "Make it the kernel of VMs that name none", status: 200, reply: api.Kernel{}, handle: (*Server).defaultKernel},
+
+		{method: get, path: "/events", id: "events", summary: "Stream the journal and then what happens, as server-sent events", query: eventParams(), status: 200, reply: api.Event{}, media: mediaSSE, handle: (*Server).allEvents},
+		{method: get, path: "/events/vms", id: "vmEvents", summary: "Stream events about VMs only", query: eventParams(), status: 200, reply: api.Event{}, media: mediaSSE, handle: (*Server).vmEvents},
+	}
+}

@@ -1,0 +1,56 @@
+package httpapi
+
+import (
+	"context"
+	"io"
+	"net/http"
+
+	"github.com/volantvm/volant/client/api"
+)
+
+// Service is what the HTTP layer needs of the daemon. A name is a VM's name or
+// id. Errors are *api.Error; any other is a fault of the daemon. Calls that
+// change a VM return once the wish is durable: the daemon carries it out in the
+// background, and WaitVM waits for it.
+type Service interface {
+	CreateVM(ctx context.Context, req api.VMCreate) (api.VM, error)
+	VM(ctx context.Context, name string) (api.VM, error)
+	// VMs also returns how many VMs match f without its limit and offset.
+	VMs(ctx context.Context, f api.VMFilter) (vms []api.VM, total int, err error)
+	StartVM(ctx context.Context, name string) (api.VM, error)
+	StopVM(ctx context.Context, name string, how api.VMStop) (api.VM, error)
+	RestartVM(ctx context.Context, name string, how api.VMStop) (api.VM, error)
+	DeleteVM(ctx context.Context, name string, how api.VMStop) error
+	// WaitVM blocks until the VM has reached what, or can no longer reach it by
+	// itself (CodeConflict, with the reason), or ctx ends (CodeTimeout).
+	WaitVM(ctx context.Context, name string, what api.VMWait) (api.VM, error)
+	VMTimeline(ctx context.Context, name string) (api.Timeline, error)
+	// VMLogs yields lines until there are no more, or for ever with q.Follow.
+	VMLogs(ctx context.Context, name string, q api.LogQuery, yield func(api.LogEntry) error) error
+	// VMWorkload proxies HTTP, upgrades included, to the workload's base URL
+	// through the agent channel.
+	VMWorkload(ctx context.Context, name string) (http.Handler, error)
+
+	// InstallPlugin needs the artifacts' blobs to be there.
+	InstallPlugin(ctx context.Context, m api.Manifest) (api.Plugin, error)
+	Plugins(ctx context.Context) ([]api.Plugin, error)
+	Plugin(ctx context.Context, name string) (api.Plugin, error)
+	EnablePlugin(ctx context.Context, name string, enabled bool) (api.Plugin, error)
+	RemovePlugin(ctx context.Context, name string) error // CodeConflict while VMs use it
+
+	Blob(ctx context.Context, digest string) (api.Blob, error)
+	// PutBlob reads r to its end, verifies the digest, and leaves nothing behind
+	// on error.
+	PutBlob(ctx context.Context, digest string, r io.Reader) (api.Blob, error)
+
+	Kernels(ctx context.Context) ([]api.Kernel, error)
+	ImportKernel(ctx context.Context, in api.KernelImport) (api.Kernel, error)
+	DefaultKernel(ctx context.Context, name string) (api.Kernel, error)
+	RemoveKernel(ctx context.Context, name string) error
+
+	// Events yields the journal after f.After. With follow it then yields what
+	// happens, until ctx ends or yield fails.
+	Events(ctx context.Context, f api.EventFilter, follow bool, yield func(api.Event) error) error
+	SystemInfo(ctx context.Context) (api.SystemInfo, error)
+	SystemSummary(ctx context.Context) (api.SystemSummary, error)
+}
