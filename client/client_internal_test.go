@@ -1,0 +1,43 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/volantvm/volant/client/api"
+)
+
+func TestTransportError(t *testing.T) {
+	c := &Client{socket: "/run/v.sock"}
+	dial := func(errno syscall.Errno) error {
+		return &url.Error{Op: "Get", URL: "http://volant/x", Err: &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", errno)}}
+	}
+	for name, tc := range map[string]struct {
+		err                error
+		want, hint, unwant string
+	}{
+		"permission": {dial(syscall.EACCES), "permission denied on /run/v.sock", "as root", ""},
+		"no socket":  {dial(syscall.ENOENT), "no socket /run/v.sock", "start it", ""},
+		"refused":    {dial(syscall.ECONNREFUSED), "nobody listens", "start it", ""},
+		"other":      {dial(syscall.EAGAIN), "does not answer on /run/v.sock", "", ""},
+		"lost":       {&url.Error{Op: "Get", URL: "http://volant/x", Err: errors.New("EOF")}, "connection to volantd was lost: EOF", "log", "http://"},
+	} {
+		var e *api.Error
+		err := c.transportError(context.Background(), tc.err)
+		if !errors.As(err, &e) || e.Code != api.CodeUnavailable || !strings.Contains(e.Message, tc.want) || !strings.Contains(e.Hint, tc.hint) ||
+			(tc.unwant != "" && strings.Contains(e.Message, tc.unwant)) {
+			t.Errorf("%s: %#v, want %q with hint %q", name, err, tc.want, tc.hint)
+		}
+	}
+	own := api.Errorf(api.CodeDenied, "no")
+	if err := c.transportError(context.Background(), fmt.Errorf("x: %w", own)); !errors.Is(err, own) {
+		t.Errorf("an API error became %v", err)
+	}
+}
