@@ -1,0 +1,63 @@
+package store
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/volantvm/volant/store/row"
+)
+
+// errUnchanged is returned inside a transaction that turned out to have
+// nothing to write. It never leaves the package.
+var errUnchanged = errors.New("nothing changed")
+
+// classify puts one of package row's errors in front of what SQLite says. It
+// passes on errors that are none of SQLite's, and those it has no word for.
+func classify(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sql.ErrNoRows):
+		return row.ErrNotFound
+	case errors.Is(err, sqlite3.CONSTRAINT_UNIQUE), errors.Is(err, sqlite3.CONSTRAINT_PRIMARYKEY):
+		return &row.ExistsError{Column: constraintColumn(err)}
+	case errors.Is(err, sqlite3.CONSTRAINT_FOREIGNKEY):
+		return fmt.Errorf("%w: %w", row.ErrInUse, err)
+	case errors.Is(err, sqlite3.FULL), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("%w: %w", row.ErrFull, err)
+	case errors.Is(err, sqlite3.BUSY), errors.Is(err, sqlite3.LOCKED):
+		return fmt.Errorf("%w: %w", row.ErrBusy, err)
+	case errors.Is(err, sqlite3.CORRUPT), errors.Is(err, sqlite3.NOTADB):
+		return fmt.Errorf("%w: %w", row.ErrCorrupt, err)
+	}
+	return err
+}
+
+// constraintColumn takes "vms.name" out of SQLite's message, "UNIQUE constraint
+// failed: vms.name". There is no other way to learn it.
+func constraintColumn(err error) string {
+	const mark = "constraint failed: "
+	msg := err.Error()
+	i := strings.LastIndex(msg, mark)
+	if i < 0 {
+		return "a value"
+	}
+	col, _, _ := strings.Cut(msg[i+len(mark):], ",")
+	return strings.TrimSpace(col)
+}
+
+// advice is what an operator can do about a database that does not open.
+func advice(err error) string {
+	switch {
+	case errors.Is(err, row.ErrCorrupt):
+		return "; restore the file from a backup, or move it away together with its -wal and -shm files to begin with an empty one (running VMs are then not known any more)"
+	case errors.Is(err, row.ErrNewer):
+		return "; run that version or a later one, or restore the backup made before the upgrade"
+	}
+	return ""
+}

@@ -1,0 +1,34 @@
+package row
+
+import "errors"
+
+// Errors of the store. They come wrapped with the operation and its subject.
+var (
+	// ErrNotFound says that no such row exists.
+	ErrNotFound = errors.New("not found")
+	// ErrExists says that a unique value is taken. The error is an
+	// *ExistsError, which says which.
+	ErrExists = errors.New("already exists")
+	// ErrInUse says that other rows refer to the one to be removed.
+	ErrInUse = errors.New("in use")
+	// ErrBusy says that another process holds the database for longer than
+	// the busy timeout.
+	ErrBusy = errors.New("database is busy")
+	// ErrFull says that the disk that holds the database is full. Nothing was
+	// written; the database is intact.
+	ErrFull = errors.New("disk is full")
+	// ErrCorrupt says that the database file is damaged, or is none.
+	ErrCorrupt = errors.New("database is corrupt")
+	// ErrNewer says that the database was written by a newer version.
+	ErrNewer = errors.New("database was written by a newer version")
+)
+
+// ExistsError is an ErrExists that says which column refused the value.
+type ExistsError struct {
+	Column string // "vms.name", "leases.address"
+}
+
+func (e *ExistsError) Error() string { return e.Column + " already exists" }
+
+// Is makes errors.Is(err, ErrExists) hold.
+func (e *ExistsError) Is(target error) bool { return target == ErrExists }

@@ -1,0 +1,75 @@
+// Package row holds what the store gives and takes: its row types and its
+// errors. It stands apart from package store so that the daemon can speak of
+// rows without knowing SQL; it opens nothing and imports client/api only.
+package row
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/volantvm/volant/client/api"
+)
+
+// VM is all that is remembered of one VM: what the API shows, and what only
+// the daemon needs.
+type VM struct {
+	api.VM
+
+	// Manifest is the digest of the manifest that the VM was created with. The
+	// plugin may have been upgraded since; the VM stays what it is.
+	Manifest      string
+	PluginVersion string
+	// WantKernel is the kernel asked for by name; "" is the default kernel of
+	// the moment. VM.Kernel is the one that was booted last.
+	WantKernel string
+	// Env is laid over the manifest's. It may hold secrets.
+	Env map[string]string
+	// Vsock is set for a VM without a NIC.
+	Vsock bool
+
+	// Stop says how the VM is to be stopped, for a wish that is not yet
+	// fulfilled.
+	Stop api.VMStop
+	// Replace is the incarnation that a restart asked to end. It stops an
+	// incarnation of the same or a lower number although Desired is running.
+	Replace int
+	// Restarts counts automatic restarts since the operator last said start.
+	Restarts int
+	// AcceptedAt is when the wish to start was accepted, the origin of the
+	// boot timeline.
+	AcceptedAt time.Time
+
+	// Record is the driver's record of the current incarnation, an hv.Record
+	// in JSON; nil before Launch returned.
+	Record json.RawMessage
+	// BootID is the host's boot id when the incarnation was begun.
+	BootID string
+	// Initramfs is the assembled image that the incarnation boots, a file name
+	// in the cache.
+	Initramfs string
+}
+
+// Settled reports whether there is nothing to be done for the VM: it has ended
+// and is wanted to stay so.
+func (v *VM) Settled() bool { return v.Desired == api.DesiredStopped && v.Ended() }
+
+// Ended reports whether the VM has no machine and none is being made.
+func (v *VM) Ended() bool {
+	switch v.Status {
+	case api.VMStopped, api.VMCrashed, api.VMFailed:
+		return true
+	}
+	return false
+}
+
+// Plugin is an installed plugin and the digest of its manifest.
+type Plugin struct {
+	api.Plugin
+	Digest string // "sha256:" and 64 hex digits, of the manifest as stored
+}
+
+// Counts is how many VMs there are.
+type Counts struct {
+	ByStatus  map[api.VMState]int
+	ByRuntime map[string]int
+}

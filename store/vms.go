@@ -1,0 +1,393 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+
+	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/store/row"
+)
+
+// vmColumns are the columns of vms, in the order that vmValues and scanVM use.
+const vmColumns = `id, name, plugin, plugin_version, runtime, manifest, status, desired, reason,
+	agent_up, healthy, vsock, mac, cid, cpu_cores, memory_mib, cmdline, want_kernel, kernel,
+	hypervisor, accel, pid, incarnation, replace_to, restarts, boot_id, initramfs,
+	created_at, updated_at, accepted_at, started_at, details_json`
+
+// selectVM selects whole VMs, their addresses behind the columns.
+const selectVM = `SELECT v.*, coalesce(l.address, '') FROM (SELECT ` + vmColumns + ` FROM vms) AS v LEFT JOIN leases AS l ON l.vm = v.id`
+
+func insertVM() string {
+	n := strings.Count(vmColumns, ",") + 1
+	return `INSERT INTO vms (` + vmColumns + `) VALUES (?` + strings.Repeat(", ?", n-1) + `)`
+}
+
+// updateVM sets every column; the id stands first and once more at the end.
+func updateVM() string {
+	var set []string
+	for c := range strings.SplitSeq(vmColumns, ",") {
+		set = append(set, strings.TrimSpace(c)+" = ?")
+	}
+	return `UPDATE vms SET ` + strings.Join(set, ", ") + ` WHERE id = ?`
+}
+
+// details is what of a VM is never searched for.
+type details struct {
+	Labels map[string]string `json:"labels,omitempty"`
+	Env    map[string]string `json:"env,omitempty"`
+	Exit   *api.VMExit       `json:"exit,omitempty"`
+	Stop   api.VMStop        `json:"stop"`
+	Record json.RawMessage   `json:"record,omitempty"`
+}
+
+func vmValues(v *row.VM) ([]any, error) {
+	d, err := json.Marshal(details{Labels: v.Labels, Env: v.Env, Exit: v.Exit, Stop: v.Stop, Record: v.Record})
+	if err != nil {
+		return nil, fmt.Errorf("encode VM %s: %w", v.ID, err)
+	}
+	var started int64
+	if v.StartedAt != nil {
+		started = nanos(*v.StartedAt)
+	}
+	return []any{
+		v.ID, v.Name, v.Plugin, v.PluginVersion, v.Runtime, v.Manifest, string(v.Status), string(v.Desired), v.Reason,
+		v.AgentUp, v.Healthy, v.Vsock, sql.NullString{String: v.MACAddress, Valid: v.MACAddress != ""}, int64(v.VsockCID),
+		v.CPUCores, v.MemoryMB, v.KernelCmdline, v.WantKernel, v.Kernel,
+		v.Hypervisor, v.Accel, v.PID, v.Incarnation, v.Replace, v.Restarts, v.BootID, v.Initramfs,
+		nanos(v.CreatedAt), nanos(v.UpdatedAt), nanos(v.AcceptedAt), started, d,
+	}, nil
+}
+
+// scanner is what *sql.Row and *sql.Rows share.
+type scanner interface{ Scan(dst ...any) error }
+
+func scanVM(sc scanner) (row.VM, error) {
+	var (
+		v                                   row.VM
+		mac                                 sql.NullString
+		cid                                 int64
+		created, updated, accepted, started int64
+		body                                []byte
+		d                                   details
+	)
+	err := sc.Scan(
+		&v.ID, &v.Name, &v.Plugin, &v.PluginVersion, &v.Runtime, &v.Manifest, &v.Status, &v.Desired, &v.Reason,
+		&v.AgentUp, &v.Healthy, &v.Vsock, &mac, &cid,
+		&v.CPUCores, &v.MemoryMB, &v.KernelCmdline, &v.WantKernel, &v.Kernel,
+		&v.Hypervisor, &v.Accel, &v.PID, &v.Incarnation, &v.Replace, &v.Restarts, &v.BootID, &v.Initramfs,
+		&created, &updated, &accepted, &started, &body, &v.IPAddress,
+	)
+	if err != nil {
+		return row.VM{}, classify(err)
+	}
+	if err := json.Unmarshal(body, &d); err != nil {
+		return row.VM{}, fmt.Errorf("%w: VM %s: %w", row.ErrCorrupt, v.ID, err)
+	}
+	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
+	v.MACAddress, v.VsockCID = mac.String, uint32(cid)
+	v.CreatedAt, v.UpdatedAt, v.AcceptedAt = fromNanos(created), fromNanos(updated), fromNanos(accepted)
+	if started != 0 {
+		t := fromNanos(started)
+		v.StartedAt = &t
+	}
+	return v, nil
+}
+
+// CreateVM writes a new VM, its address and the event of its creation. lease
+// chooses the address from those that are taken; nil gives none. The VM's
+// times and address, and the event's fields but Type and Message, are filled
+// in. Errors: row.ErrExists with the column ("vms.name", "vms.cid", …),
+// row.ErrInUse when the plugin or manifest has gone meanwhile, and those of
+// lease.
+func (s *Store) CreateVM(ctx context.Context, vm row.VM, lease func(taken []netip.Addr) (netip.Addr, error), ev api.Event) (row.VM, api.Event, error) {
+	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		vm.CreatedAt = s.now()
+		vm.UpdatedAt = vm.CreatedAt
+		args, err := vmValues(&vm)
+		if err != nil {
+			return err
+		}
+		// The row first: "the name is taken" is a better answer than "no
+		// address is left".
+		if _, err := tx.StmtContext(ctx, s.stmts.insertVM).Exec(args...); err != nil {
+			return err
+		}
+		if lease != nil {
+			if vm.IPAddress, err = s.lease(ctx, tx, vm.ID, lease); err != nil {
+				return err
+			}
+		}
+		ev, err = s.appendEvent(ctx, tx, vmEvent(&vm, ev))
+		return err
+	})
+	if err != nil {
+		return row.VM{}, api.Event{}, fmt.Errorf("create VM %s: %w", vm.Name, err)
+	}
+	return vm, ev, nil
+}
+
+func (s *Store) lease(ctx context.Context, tx *sql.Tx, vm string, choose func([]netip.Addr) (netip.Addr, error)) (string, error) {
+	rows, err := tx.StmtContext(ctx, s.stmts.leases).Query()
+	if err != nil {
+		return "", err
+	}
+	defer rows.Close()
+	var taken []netip.Addr
+	var text sql.RawBytes
+	for rows.Next() {
+		if err := rows.Scan(&text); err != nil {
+			return "", err
+		}
+		a, err := netip.ParseAddr(string(text))
+		if err != nil {
+			return "", fmt.Errorf("%w: lease %.40q", row.ErrCorrupt, text)
+		}
+		taken = append(taken, a)
+	}
+	if err := rows.Err(); err != nil {
+		return "", err
+	}
+	addr, err := choose(taken)
+	if err != nil {
+		return "", err
+	}
+	_, err = tx.StmtContext(ctx, s.stmts.insertLease).Exec(addr.String(), vm)
+	return addr.String(), err
+}
+
+// ChangeVM reads a VM by id, lets change alter it, and writes it together with
+// the events that change returns, in one transaction. Nothing is written when
+// change altered nothing and returned no event, or failed. The id, name,
+// address and creation time cannot be altered. change must not use the store.
+func (s *Store) ChangeVM(ctx context.Context, id string, change func(vm *row.VM) ([]api.Event, error)) (row.VM, []api.Event, error) {
+	var after row.VM
+	var evs []api.Event
+	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		evs = nil
+		before, err := scanVM(tx.StmtContext(ctx, s.stmts.vmByID).QueryRow(id))
+		if err != nil {
+			return err
+		}
+		after = before
+		told, err := change(&after)
+		if err != nil {
+			return err
+		}
+		after.ID, after.Name, after.IPAddress, after.CreatedAt = before.ID, before.Name, before.IPAddress, before.CreatedAt
+		if len(told) == 0 && reflect.DeepEqual(before, after) {
+			return errUnchanged
+		}
+		after.UpdatedAt = s.now()
+		args, err := vmValues(&after)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.StmtContext(ctx, s.stmts.updateVM).Exec(append(args, id)...); err != nil {
+			return err
+		}
+		for _, ev := range told {
+			ev, err := s.appendEvent(ctx, tx, vmEvent(&after, ev))
+			if err != nil {
+				return err
+			}
+			evs = append(evs, ev)
+		}
+		return nil
+	})
+	if err != nil {
+		return row.VM{}, nil, fmt.Errorf("change VM %s: %w", id, err)
+	}
+	return after, evs, nil
+}
+
+// DeleteVM removes a VM, its lease, and its manifest when nothing else needs
+// that. It returns row.ErrNotFound when there is no such VM.
+func (s *Store) DeleteVM(ctx context.Context, id string, ev api.Event) (api.Event, error) {
+	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		vm, err := scanVM(tx.StmtContext(ctx, s.stmts.vmByID).QueryRow(id))
+		if err != nil {
+			return err
+		}
+		if _, err := tx.StmtContext(ctx, s.stmts.deleteVM).Exec(id); err != nil {
+			return err
+		}
+		if err := dropUnused(ctx, tx, vm.Manifest); err != nil {
+			return err
+		}
+		vm.PID = 0
+		ev, err = s.appendEvent(ctx, tx, vmEvent(&vm, ev))
+		return err
+	})
+	if err != nil {
+		return api.Event{}, fmt.Errorf("delete VM %s: %w", id, err)
+	}
+	return ev, nil
+}
+
+// VM returns the VM of that name or, failing that, of that id.
+func (s *Store) VM(ctx context.Context, nameOrID string) (row.VM, error) {
+	for _, where := range []string{` WHERE v.name = ?`, ` WHERE v.id = ?`} {
+		vm, err := scanVM(s.r.QueryRowContext(ctx, selectVM+where, nameOrID))
+		if err != row.ErrNotFound { //nolint:errorlint // classify returns it bare
+			return vm, wrap(err, "VM %s", nameOrID)
+		}
+	}
+	return row.VM{}, fmt.Errorf("VM %s: %w", nameOrID, row.ErrNotFound)
+}
+
+// VMByID returns the VM of that id.
+func (s *Store) VMByID(ctx context.Context, id string) (row.VM, error) {
+	vm, err := scanVM(s.r.QueryRowContext(ctx, selectVM+` WHERE v.id = ?`, id))
+	return vm, wrap(err, "VM %s", id)
+}
+
+// VMs returns the VMs that f selects, and how many there are without its limit
+// and offset.
+func (s *Store) VMs(ctx context.Context, f api.VMFilter) ([]row.VM, int, error) {
+	var cond []string
+	var args []any
+	if len(f.Status) > 0 {
+		cond = append(cond, `v.status IN (?`+strings.Repeat(", ?", len(f.Status)-1)+`)`)
+		for _, st := range f.Status {
+			args = append(args, string(st))
+		}
+	}
+	if f.Plugin != "" {
+		cond = append(cond, `v.plugin = ?`)
+		args = append(args, f.Plugin)
+	}
+	if f.Query != "" {
+		cond = append(cond, `instr(v.name, ?) > 0`)
+		args = append(args, f.Query)
+	}
+	where := ""
+	if len(cond) > 0 {
+		where = ` WHERE ` + strings.Join(cond, ` AND `)
+	}
+	order, err := orderBy(f)
+	if err != nil {
+		return nil, 0, err
+	}
+
+	// One transaction, so that list and total are of the same moment.
+	tx, err := s.r.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, 0, wrap(classify(err), "list VMs")
+	}
+	defer tx.Rollback() //nolint:errcheck // nothing to undo
+	limit := ""
+	listArgs := args
+	if f.Limit > 0 || f.Offset > 0 {
+		n := f.Limit
+		if n <= 0 {
+			n = -1 // SQLite's "no limit"
+		}
+		limit = ` LIMIT ? OFFSET ?`
+		listArgs = append(append([]any{}, args...), n, max(f.Offset, 0))
+	}
+	vms, err := collectVMs(tx.QueryContext(ctx, selectVM+where+order+limit, listArgs...))
+	if err != nil {
+		return nil, 0, wrap(err, "list VMs")
+	}
+	total := len(vms)
+	if limit != "" {
+		if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM vms AS v`+where, args...).Scan(&total); err != nil {
+			return nil, 0, wrap(classify(err), "count VMs")
+		}
+	}
+	return vms, total, nil
+}
+
+// orderBy translates the sort key; the name makes every order total.
+func orderBy(f api.VMFilter) (string, error) {
+	dir := ""
+	if f.Desc {
+		dir = " DESC"
+	}
+	switch f.Sort {
+	case "", "name":
+		return ` ORDER BY v.name` + dir, nil
+	case "created_at", "updated_at", "status":
+		return ` ORDER BY v.` + f.Sort + dir + `, v.name`, nil
+	}
+	return "", api.Errorf(api.CodeInvalid, "sort: %.40q is not known; give one of name, created_at, updated_at, status", f.Sort)
+}
+
+// ActiveVMs returns the VMs that are not settled: those that run, or should,
+// or are on their way to something.
+func (s *Store) ActiveVMs(ctx context.Context) ([]row.VM, error) {
+	vms, err := collectVMs(s.r.QueryContext(ctx, selectVM+` WHERE v.id IN (
+		SELECT id FROM vms WHERE NOT (desired = 'stopped' AND status IN ('stopped', 'crashed', 'failed')))`))
+	return vms, wrap(err, "list active VMs")
+}
+
+// VMNames returns up to limit names, for "did you mean".
+func (s *Store) VMNames(ctx context.Context, limit int) ([]string, error) {
+	return s.strings(ctx, `SELECT name FROM vms ORDER BY name LIMIT ?`, limit)
+}
+
+// VMCounts counts the VMs.
+func (s *Store) VMCounts(ctx context.Context) (row.Counts, error) {
+	c := row.Counts{ByStatus: map[api.VMState]int{}, ByRuntime: map[string]int{}}
+	rows, err := s.r.QueryContext(ctx, `SELECT status, runtime, count(*) FROM vms GROUP BY status, runtime`)
+	if err != nil {
+		return c, wrap(classify(err), "count VMs")
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var status, runtime string
+		var n int
+		if err := rows.Scan(&status, &runtime, &n); err != nil {
+			return c, wrap(classify(err), "count VMs")
+		}
+		c.ByStatus[api.VMState(status)] += n
+		c.ByRuntime[runtime] += n
+	}
+	return c, wrap(classify(rows.Err()), "count VMs")
+}
+
+func collectVMs(rows *sql.Rows, err error) ([]row.VM, error) {
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer rows.Close()
+	var vms []row.VM
+	for rows.Next() {
+		vm, err := scanVM(rows)
+		if err != nil {
+			return nil, err
+		}
+		vms = append(vms, vm)
+	}
+	return vms, classify(rows.Err())
+}
+
+func (s *Store) strings(ctx context.Context, query string, args ...any) ([]string, error) {
+	rows, err := s.r.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer rows.Close()
+	var out []string
+	for rows.Next() {
+		var v string
+		if err := rows.Scan(&v); err != nil {
+			return nil, classify(err)
+		}
+		out = append(out, v)
+	}
+	return out, classify(rows.Err())
+}
+
+// wrap puts the operation in front of err, nil for nil.
+func wrap(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
+}
