@@ -127,14 +127,18 @@ func (n *Network) Ensure(ctx context.Context) (Report, error) {
 	return r, n.replaceTables(ctx, nil)
 }
 
-// ApplyRules makes the rules say that exactly these ports exist, in one transaction. Taps not named can send nothing.
+// ApplyRules makes the rules say that exactly these ports exist, in one transaction, and the host's ARP table with them. Taps
+// not named can send nothing.
 func (n *Network) ApplyRules(ctx context.Context, ports []Port) error {
 	if err := n.checkPorts(ports); err != nil {
 		return err
 	}
 	n.setup.Lock()
 	defer n.setup.Unlock()
-	return n.replaceTables(ctx, ports)
+	if err := n.replaceTables(ctx, ports); err != nil {
+		return err
+	}
+	return explain("ARP table", featNone, n.pinNeighbours(ctx, ports))
 }
 
 // Teardown removes all that is Volant's: tables, taps, and the bridge if Volant made it. VMs that still run lose their network. What
