@@ -25,17 +25,18 @@ type Options struct {
 	Output   string // NAME of NAME.cpio and NAME.manifest.json; default: the manifest's name, here
 
 	Client   *http.Client // for downloads; nil: one with its own time limits
-	Progress func(Step)   // called after each step; nil: not called
+	Progress func(Step)   // called before and after each step; nil: not called
 	Warn     func(string) // what the user should look at; nil: kept in Result only
 
 	root string // host directory that libraries are looked for in; tests
 }
 
-// Step is one finished part of a build.
+// Step is one part of a build, about to begin or done.
 type Step struct {
 	Name     string // "recipe", "agent", "busybox", "mappings", "libraries", "archive", "manifest"
-	Detail   string
-	Duration time.Duration
+	Done     bool
+	Detail   string        // what was done; empty when there was nothing to do
+	Duration time.Duration // of a step that is done
 }
 
 // Result is a finished build.
@@ -67,6 +68,7 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		{"archive", b.writeArchive},
 		{"manifest", b.writeManifest},
 	} {
+		b.progress(Step{Name: s.name})
 		start := time.Now()
 		detail, err := s.run(ctx)
 		if err == nil {
@@ -75,9 +77,7 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		if err != nil {
 			return nil, errors.Join(err, b.cleanup(false))
 		}
-		if o.Progress != nil && detail != "" {
-			o.Progress(Step{Name: s.name, Detail: detail, Duration: time.Since(start)})
-		}
+		b.progress(Step{Name: s.name, Done: true, Detail: detail, Duration: time.Since(start)})
 	}
 	return b.result, b.cleanup(true)
 }
@@ -105,6 +105,12 @@ func (b *builder) cleanup(ok bool) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (b *builder) progress(s Step) {
+	if b.opts.Progress != nil {
+		b.opts.Progress(s)
+	}
 }
 
 func (b *builder) warn(format string, args ...any) {

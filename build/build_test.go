@@ -137,7 +137,11 @@ func TestBuild(t *testing.T) {
 		}
 	}
 	var steps []string
-	r := mustBuild(t, dir, build.Options{Progress: func(s build.Step) { steps = append(steps, s.Name) }})
+	r := mustBuild(t, dir, build.Options{Progress: func(s build.Step) {
+		if s.Done && s.Detail != "" {
+			steps = append(steps, s.Name)
+		}
+	}})
 	got := list(t, r.Archive)
 	for name, want := range map[string]string{
 		"usr/bin/app":        "-rwxr-xr-x static",
@@ -455,7 +459,7 @@ func TestBadRecipes(t *testing.T) {
 		_, err := build.Build(ctx, build.Options{
 			Recipe: filepath.Join(dir, "fledge.toml"), Output: filepath.Join(dir, "o"),
 			Progress: func(s build.Step) {
-				if s.Name == "archive" {
+				if s.Name == "archive" && s.Done {
 					cancel()
 				}
 			},

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -121,15 +120,12 @@ type buildCmd struct {
 }
 
 func (b *buildCmd) Run(ctx context.Context, c *console) error {
-	o := build.Options{
-		Recipe: b.Config, Manifest: b.Manifest, Output: b.Output,
-		Warn: func(msg string) { c.warnf("warning: %s", msg) },
-	}
+	p := &progress{w: c.stderr}
+	o := build.Options{Recipe: b.Config, Manifest: b.Manifest, Output: b.Output, Warn: p.warn}
 	if !b.Quiet {
-		o.Progress = func(s build.Step) {
-			fmt.Fprintf(c.stderr, "%-10s %8s  %s\n", s.Name, s.Duration.Round(100*time.Microsecond), s.Detail)
-		}
+		o.Progress = p.step
 	}
+	defer p.stop()
 	r, err := build.Build(ctx, o)
 	if err != nil {
 		return err

@@ -1,13 +1,18 @@
 package fledge_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/volantvm/volant/roles/fledge"
 )
@@ -177,5 +182,38 @@ func TestHello(t *testing.T) {
 	}
 	if got := run(t, "verify", "hello.manifest.json"); got.status != 0 {
 		t.Errorf("verify = %+v", got)
+	}
+}
+
+// TestProgressOfLongSteps waits for the line that says a step is still at it:
+// the agent's download hangs until it has been printed.
+func TestProgressOfLongSteps(t *testing.T) {
+	t.Chdir(t.TempDir())
+	announced := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-announced:
+		case <-time.After(30 * time.Second):
+		}
+		http.NotFound(w, r)
+	}))
+	defer srv.Close()
+	write(t, "app", "static")
+	write(t, "fledge.toml", recipe+"[agent]\nsource_strategy = \"http\"\nurl = \""+srv.URL+"\"\nchecksum = \"sha256:"+strings.Repeat("0", 64)+"\"\n")
+	pr, pw := io.Pipe()
+	status := make(chan int, 1)
+	go func() {
+		status <- fledge.Main(t.Context(), []string{"build"}, strings.NewReader(""), io.Discard, pw, "1.2.3")
+		pw.Close()
+	}()
+	var lines []string
+	for sc := bufio.NewScanner(pr); sc.Scan(); {
+		lines = append(lines, sc.Text())
+		if strings.HasPrefix(sc.Text(), "agent") && strings.HasSuffix(sc.Text(), "working ...") {
+			close(announced)
+		}
+	}
+	if got := <-status; got != 1 || len(lines) != 3 || !strings.Contains(lines[2], "404 Not Found") {
+		t.Errorf("status %d, stderr:\n%s", got, strings.Join(lines, "\n"))
 	}
 }
