@@ -38,12 +38,12 @@ func compress(t testing.TB, c initramfs.Compression, data []byte) []byte {
 	return buf.Bytes()
 }
 
-// large is more than two lz4 blocks, half of it incompressible.
+// large is more than one lz4 block, half of it incompressible.
 func large() []byte {
 	rng := rand.NewChaCha8([32]byte{1})
-	b := make([]byte, 18<<20+5)
-	rng.Read(b[:9<<20])
-	for i := 9 << 20; i < len(b); i++ {
+	b := make([]byte, 9<<20+5)
+	rng.Read(b[:5<<20])
+	for i := 5 << 20; i < len(b); i++ {
 		b[i] = byte(i >> 9)
 	}
 	return b
