@@ -32,5 +32,8 @@
 // from guest to guest through the gateway. A chain of ours cannot accept what another program's chain drops: if the host's own forward policy is drop, its
 // administrator has to allow the bridge there.
 //
+// Beside the rules stand permanent ARP entries for the ports on the bridge, so the host finds a guest without asking and no guest can
+// tell it otherwise. Permanent entries for other addresses of the prefix on this bridge are taken for those of VMs that are gone.
+//
 // The rules hold with net.bridge.bridge-nf-call-iptables set to 0 or 1. That switch belongs to whoever set it; Ensure reports it and leaves it.
 package netdev

@@ -3,6 +3,7 @@ package netdev
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -36,7 +37,7 @@ func (n *Network) pinNeighbours(ctx context.Context, ports []Port) error {
 		if p, ok := want[ip]; ok && bytes.Equal(p.MAC, e.HardwareAddr) {
 			delete(want, ip)
 		} else if !ok {
-			if err := netlink.NeighDel(&e); err != nil && err != unix.ENOENT {
+			if err := netlink.NeighDel(&e); err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("forget neighbour %s: %w", ip, err)
 			}
 		}

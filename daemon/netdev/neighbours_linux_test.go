@@ -58,3 +58,54 @@ func TestNeighbours(t *testing.T) {
 		}
 	}
 }
+
+// TestNeighboursOnForeignBridge wants a bridge that outlives us to keep its administrator's entries and none of ours.
+func TestNeighboursOnForeignBridge(t *testing.T) {
+	needNetns(t)
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "vbr0"}}
+	if err := netlink.LinkAdd(br); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.LinkDel(br) })
+	addr, err := netlink.ParseAddr(testPrefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.AddrAdd(br, addr); err != nil {
+		t.Fatal(err)
+	}
+	n := newNetwork(t, testConfig())
+	ensure(t, n)
+	outside := net.IPv4(10, 9, 8, 7)
+	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: br.Index, State: unix.NUD_PERMANENT, IP: outside, HardwareAddr: net.HardwareAddr{2, 9, 9, 9, 9, 9}}); err != nil {
+		t.Fatal(err)
+	}
+	port := netdev.Port{Tap: "vltweb", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, IP: netip.MustParseAddr("192.168.127.2")}
+	if err := n.ApplyRules(t.Context(), []netdev.Port{port}); err != nil {
+		t.Fatal(err)
+	}
+	permanent := func() []string {
+		t.Helper()
+		list, err := netlink.NeighList(br.Index, netlink.FAMILY_V4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ips []string
+		for _, e := range list {
+			if e.State&unix.NUD_PERMANENT != 0 {
+				ips = append(ips, e.IP.String())
+			}
+		}
+		slices.Sort(ips)
+		return ips
+	}
+	if got, want := permanent(), []string{outside.String(), port.IP.String()}; !slices.Equal(got, want) {
+		t.Errorf("permanent neighbours = %v, want %v", got, want)
+	}
+	if err := n.Teardown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := permanent(), []string{outside.String()}; !slices.Equal(got, want) {
+		t.Errorf("permanent neighbours after Teardown = %v, want %v", got, want)
+	}
+}

@@ -148,7 +148,13 @@ func (n *Network) Teardown(ctx context.Context) error {
 	defer n.setup.Unlock()
 
 	taps, err := n.Taps(ctx)
-	errs := []error{err, n.removeTaps(ctx, taps), n.removeBridge(ctx), removeTables(ctx)}
+	errs := []error{
+		err,
+		n.removeTaps(ctx, taps),
+		explain("ARP table", featNone, n.pinNeighbours(ctx, nil)), // a bridge that is not ours stays
+		n.removeBridge(ctx),
+		removeTables(ctx),
+	}
 	return errors.Join(errs...)
 }
 
