@@ -1,0 +1,198 @@
+// Package volar is the command line of Volant: it parses, calls package client
+// and prints. It decides nothing that the daemon could decide, and needs no
+// rights of its own but that of opening the daemon's socket.
+//
+// Results go to stdout, all else to stderr: errors as "volar: …" with "hint: …"
+// lines below, and progress of whatever takes longer than two seconds. What
+// -o json and -o yaml print is the API's own form.
+package volar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/volantvm/volant/client"
+	"github.com/volantvm/volant/client/api"
+)
+
+// grammar is the whole command line.
+type grammar struct {
+	Host    string           `help:"Address of volantd, as unix:///path (default: unix:///run/volant/volantd.sock)." env:"VOLANT_HOST" placeholder:"ADDR"`
+	API     string           `help:"Earlier name of --host." name:"api" short:"a" env:"VOLANT_API_BASE" hidden:""`
+	Output  string           `help:"How to print: ${enum}." short:"o" enum:"table,json,yaml,name" default:"table" placeholder:"FORM"`
+	Version kong.VersionFlag `help:"Print the version and exit."`
+
+	VMs     vmsCmd     `cmd:"" name:"vms" help:"Create, run and look at VMs."`
+	Plugins pluginsCmd `cmd:"" help:"Install and manage what VMs run."`
+	Kernels kernelsCmd `cmd:"" help:"Import and manage guest kernels."`
+	Events  eventsCmd  `cmd:"" help:"Show what happened."`
+	System  systemCmd  `cmd:"" help:"Show what volantd is and holds."`
+
+	PS   listCmd   `cmd:"" name:"ps" help:"List VMs (vms list)."`
+	Stop stopCmd   `cmd:"" help:"Stop VMs (vms stop)."`
+	RM   deleteCmd `cmd:"" name:"rm" help:"Delete VMs (vms delete)."`
+	Logs logsCmd   `cmd:"" help:"Print what a VM's workload wrote (vms logs)."`
+
+	Completion completionCmd `cmd:"" help:"Print a completion script for a shell."`
+	Ver        versionCmd    `cmd:"" name:"version" help:"Print the versions of volar and volantd."`
+}
+
+// cli is what commands work with. It belongs to one call of Main.
+type cli struct {
+	ctx            context.Context // of the whole command line; a field because kong calls Run
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	version        string
+	output         string
+	host           string
+	now            func() time.Time
+	progressAfter  time.Duration // how long something may take in silence
+	model          *kong.Application
+	opened         *client.Client
+	noteMu         sync.Mutex // held while a line is written to stderr
+}
+
+// defaultProgressAfter is when a user begins to wonder.
+const defaultProgressAfter = 2 * time.Second
+
+// Main runs volar with args, which do not include the program's name, and
+// returns its exit status; see exitCode. It blocks until done or ctx ends.
+func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, version string) int {
+	c := &cli{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr, version: version, now: time.Now, progressAfter: defaultProgressAfter}
+	return c.run(args)
+}
+
+// exitPanic carries an exit status out of kong, which wants to end the process
+// after --help and --version.
+type exitPanic int
+
+func (c *cli) run(args []string) (status int) {
+	if len(args) == 1 && args[0] == "--version" {
+		fmt.Fprintf(c.stdout, "volar %s\n", c.version) // without building the grammar
+		return exitOK
+	}
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case exitPanic:
+			status = int(p)
+		default:
+			panic(p)
+		}
+	}()
+	var g grammar
+	parser, err := kong.New(&g,
+		kong.Name("volar"),
+		kong.Description("volar runs workloads as microVMs, by way of volantd.\n\n"+exitHelp()),
+		kong.Vars{"version": "volar " + c.version},
+		kong.Writers(c.stdout, c.stderr),
+		kong.Exit(func(code int) { panic(exitPanic(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
+		kong.Bind(c),
+	)
+	if err != nil {
+		return c.fail(err)
+	}
+	c.model = parser.Model
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	kctx, err := parser.Parse(args)
+	if err != nil {
+		return c.fail(usageOf(err))
+	}
+	c.output, c.host = g.Output, g.Host
+	if c.host == "" {
+		c.host = g.API
+	}
+	defer func() {
+		if c.opened != nil {
+			c.opened.Close()
+		}
+	}()
+	if err := kctx.Run(); err != nil {
+		return c.fail(err)
+	}
+	return exitOK
+}
+
+// usageOf makes a usage error of kong's parse error, with the command's help as
+// hint.
+func usageOf(err error) error {
+	command := "volar"
+	var pe *kong.ParseError
+	if errors.As(err, &pe) {
+		for _, p := range pe.Context.Path {
+			if p.Command != nil {
+				command += " " + p.Command.Name
+			}
+		}
+	}
+	return &usageError{msg: err.Error(), hint: command + " --help shows what it takes"}
+}
+
+// daemon returns the client of the daemon that the command line names.
+func (c *cli) daemon() (*client.Client, error) {
+	if c.opened == nil {
+		cl, err := client.New(client.Config{Addr: c.host, Version: c.version, OnVersion: c.compareVersion})
+		if err != nil {
+			return nil, err
+		}
+		c.opened = cl
+	}
+	return c.opened, nil
+}
+
+// compareVersion warns when the daemon is of another version: the API is the
+// same, but newer commands may not be there.
+func (c *cli) compareVersion(daemon string) {
+	if daemon != c.version {
+		c.notef("volantd is version %s, volar is %s", printable(daemon), c.version)
+	}
+}
+
+// notef prints a line for people.
+func (c *cli) notef(format string, args ...any) {
+	c.noteMu.Lock()
+	defer c.noteMu.Unlock()
+	fmt.Fprintf(c.stderr, "volar: "+format+"\n", args...)
+}
+
+// printable replaces what could steer a terminal: texts come from guests too.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || (r >= 0x20 && r != 0x7f && (r < 0x80 || r > 0x9f)) {
+			return r
+		}
+		return '\uFFFD'
+	}, s)
+}
+
+type versionCmd struct{}
+
+// Run prints both versions; that the daemon does not answer is no failure.
+func (versionCmd) Run(c *cli) error {
+	fmt.Fprintf(c.stdout, "volar %s\n", c.version)
+	cl, err := client.New(client.Config{Addr: c.host, Version: c.version})
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	info, err := cl.SystemInfo(c.ctx)
+	if err != nil {
+		if api.CodeOf(err) == api.CodeUnavailable {
+			c.notef("%v", err)
+			return nil
+		}
+		return err
+	}
+	fmt.Fprintf(c.stdout, "volantd %s\n", printable(info.Version))
+	return nil
+}
