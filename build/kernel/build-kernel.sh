@@ -24,6 +24,9 @@
 #   VERSION=             exact version of that package; empty: see above
 #   REFRESH=1            ask apt for the newest version, build if it changed
 #   CONFIG_ONLY=1        configure, check that every line was taken, and stop
+
+# Filters below read to the end of their input: with pipefail, a writer that is cut off
+# would count as failed.
 set -euo pipefail
 # Debian's own tools only: a compiler or an interpreter from elsewhere in the caller's
 # path would end up in the configuration.
@@ -108,7 +111,7 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 # signed release files: third-party repositories never match.
 mirror() { # label
   apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 'Created-By: Packages' |
-    awk -F'|' -v label="$1" '$1 == "Debian" && $2 == label {print $3; exit}'
+    awk -F'|' -v label="$1" '$1 == "Debian" && $2 == label && !uri {uri = $3} END {print uri}'
 }
 
 # A private apt state: the machine's own sources and lists stay as they are.
@@ -132,7 +135,7 @@ prepare_apt() {
 newest_version() {
   prepare_apt
   stage update "asking apt for $PACKAGE in $SUITE" apt-get "${apt_options[@]}" update
-  VERSION=$(apt-cache "${apt_options[@]}" show "$PACKAGE" 2>/dev/null | awk '/^Version: / {print $2; exit}')
+  VERSION=$(apt-cache "${apt_options[@]}" show "$PACKAGE" 2>/dev/null | awk '/^Version: / && !v {v = $2} END {print v}')
   [ -n "$VERSION" ] || die "$SUITE has no package $PACKAGE"
 }
 
@@ -229,7 +232,7 @@ configure() { # target object-folder
 }
 
 has_pvh_note() { # ELF; type 18 is XEN_ELFNOTE_PHYS32_ENTRY
-  readelf -n "$1" 2>/dev/null | grep -q 0x00000012
+  readelf -n "$1" 2>/dev/null | grep 0x00000012 >/dev/null
 }
 
 publish() { # file name: whole or not at all
