@@ -1,0 +1,131 @@
+package transport
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/hv"
+)
+
+const (
+	// firstTry and lastTry bound one attempt: a VMM whose guest has not
+	// activated its vsock device accepts the connection and never answers, so
+	// each try is given longer than the one before.
+	firstTry = 100 * time.Millisecond
+	lastTry  = time.Second
+	// retryPause lies between two tries when the guest has no listener yet,
+	// which the VMM tells at once by closing the connection.
+	retryPause = 20 * time.Millisecond
+	// maxAnswer bounds the line that answers CONNECT, in bytes.
+	maxAnswer = 32
+)
+
+// HybridVsock is the transport over the Unix socket of a VMM that implements
+// vsock by itself: a client writes "CONNECT port\n" and reads "OK port\n", and
+// the rest is the stream. It is safe for concurrent use.
+type HybridVsock struct {
+	path string
+	set  connSet
+}
+
+var _ hv.Transport = (*HybridVsock)(nil)
+
+// NewHybridVsock returns the transport over the VMM's vsock socket at path. It
+// does not connect.
+func NewHybridVsock(path string) *HybridVsock { return &HybridVsock{path: path} }
+
+// Dial opens a stream to the agent, trying again until ctx ends while nothing
+// listens in the guest.
+func (t *HybridVsock) Dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	for limit := firstTry; ; limit = min(2*limit, lastTry) {
+		conn, err := t.try(ctx, limit)
+		if err == nil {
+			return t.set.add(conn)
+		}
+		var refused *refusal
+		if errors.As(err, &refused) || t.set.isClosed() {
+			return nil, fmt.Errorf("dial %s: %w", t.path, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("dial %s: %w: last try: %w", t.path, ctx.Err(), err)
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// refusal is an answer that trying again will not change.
+type refusal struct{ text string }
+
+func (e *refusal) Error() string { return e.text }
+
+func (t *HybridVsock) try(ctx context.Context, limit time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", t.path)
+	if err != nil {
+		return nil, err
+	}
+	if err := handshake(ctx, conn); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
+}
+
+func handshake(ctx context.Context, conn net.Conn) error {
+	deadline, _ := ctx.Deadline() // try set one
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", wire.AgentPort); err != nil {
+		return err
+	}
+	line, err := readLine(conn)
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(line, "OK ") {
+		return &refusal{fmt.Sprintf("answer to CONNECT is %q, want OK", line)}
+	}
+	if !stop() {
+		return ctx.Err()
+	}
+	return conn.SetDeadline(time.Time{})
+}
+
+// readLine reads up to the newline and not a byte beyond it: what follows is
+// the stream.
+func readLine(r io.Reader) (string, error) {
+	var line []byte
+	for b := make([]byte, 1); len(line) < maxAnswer; {
+		if _, err := io.ReadFull(r, b); err != nil {
+			return "", err
+		}
+		if b[0] == '\n' {
+			return string(bytes.TrimSuffix(line, []byte{'\r'})), nil
+		}
+		line = append(line, b[0])
+	}
+	return "", &refusal{fmt.Sprintf("answer to CONNECT is longer than %d bytes: %q", maxAnswer, line)}
+}
+
+// Reset breaks all streams.
+func (t *HybridVsock) Reset() { t.set.reset(false) }
+
+// Close breaks all streams; later Dials fail.
+func (t *HybridVsock) Close() error {
+	t.set.reset(true)
+	return nil
+}
