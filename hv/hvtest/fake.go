@@ -265,6 +265,10 @@ func (f *Fake) launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 	if err := f.checkSpec(&spec); err != nil {
 		return nil, err
 	}
+	made := []string{filepath.Join(spec.Dir, vmm.RecordFile), filepath.Join(spec.Dir, vmm.ExitFile)}
+	if _, err := os.Lstat(spec.ConsoleLog); errors.Is(err, fs.ErrNotExist) {
+		made = append(made, spec.ConsoleLog)
+	}
 	console, err := vmm.OpenConsole(spec.ConsoleLog, spec.ConsoleLimit)
 	if err != nil {
 		return nil, err
@@ -274,7 +278,10 @@ func (f *Fake) launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 	undo := func(err error) (hv.VM, error) {
 		m.end(hv.Exit{Reason: hv.ExitKilled, Detail: "launch undone"})
 		<-vm.done
-		return nil, errors.Join(err, removeFile(filepath.Join(spec.Dir, vmm.RecordFile)), removeFile(filepath.Join(spec.Dir, vmm.ExitFile)))
+		for _, path := range made {
+			err = errors.Join(err, removeFile(path))
+		}
+		return nil, err
 	}
 	if err := vmm.WriteRecord(m.rec); err != nil {
 		return undo(err)

@@ -3,6 +3,7 @@ package hvtest_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,12 +14,16 @@ import (
 
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/hvtest"
+	"github.com/volantvm/volant/hv/hvtest/guest"
 )
 
 // fakeSpec returns a machine that the Fake accepts.
-func fakeSpec(t *testing.T) hv.Spec {
+func fakeSpec(t testing.TB) hv.Spec {
 	t.Helper()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "vm")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	kernel := filepath.Join(t.TempDir(), "vmlinux")
 	if err := os.WriteFile(kernel, []byte("kernel"), 0o600); err != nil {
 		t.Fatal(err)
@@ -46,6 +51,55 @@ func get(ctx context.Context, vm hv.VM, path string) (string, error) {
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	return string(b), err
+}
+
+// TestFakeConforms runs the suite that every driver must pass.
+func TestFakeConforms(t *testing.T) {
+	f := hvtest.NewFake()
+	f.SetGuest(func(m *hvtest.Machine) hvtest.Guest { return hvtest.Guest{Agent: guest.Handler(m)} })
+	f.SetCheck(func(spec *hv.Spec) error {
+		for _, n := range spec.NICs {
+			if n.Tap != "tap1" {
+				return fmt.Errorf("%w: no tap %s", hv.ErrInvalidSpec, n.Tap)
+			}
+		}
+		return nil
+	})
+	// Slow enough that testCancel meets a launch under way.
+	f.Delay(hvtest.OpLaunched, 5*time.Millisecond)
+	machine := func(t testing.TB, rec hv.Record) *hvtest.Machine {
+		t.Helper()
+		for _, m := range f.Running() {
+			if m.Record() == rec {
+				return m
+			}
+		}
+		t.Fatalf("no machine with record %+v", rec)
+		return nil
+	}
+	hvtest.Run(t, hvtest.Harness{
+		Driver: func(testing.TB) hv.Driver { return f },
+		Spec:   func(t testing.TB) hv.Spec { return fakeSpec(t) },
+		Orphan: func(t testing.TB, spec hv.Spec) hv.Record {
+			vm, err := f.Launch(t.Context(), spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.DetachAll()
+			return vm.Record()
+		},
+		Crash: func(t testing.TB, rec hv.Record) { machine(t, rec).Crash() },
+		Alive: func(_ testing.TB, dir string) []string {
+			var alive []string
+			for _, m := range f.Running() {
+				if m.Spec().Dir == dir {
+					alive = append(alive, fmt.Sprint(m.Record().PID))
+				}
+			}
+			return alive
+		},
+		Timeout: time.Minute,
+	})
 }
 
 func TestFakeSurvivesDaemon(t *testing.T) {
@@ -124,8 +178,9 @@ func TestFakeFaults(t *testing.T) {
 		f := hvtest.NewFake()
 		entered, release := f.Hang(hvtest.OpLaunch)
 		done := make(chan error, 1)
+		spec := fakeSpec(t)
 		go func() {
-			vm, err := f.Launch(ctx, fakeSpec(t))
+			vm, err := f.Launch(ctx, spec)
 			if err == nil {
 				err = vm.Kill(ctx)
 			}

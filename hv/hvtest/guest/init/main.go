@@ -1,0 +1,180 @@
+// Command init is PID 1, and the only process, of the conformance suite's
+// machines. It serves package guest on the agent channel, powers off when the
+// power button is pressed, and does nothing else.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"github.com/mdlayher/vsock"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/hv/hvtest/guest"
+)
+
+func main() {
+	if err := guard(); err != nil {
+		fmt.Fprintln(os.Stderr, "init:", err)
+		os.Exit(2)
+	}
+	// From here on the program is alone in a machine of its own, and its end
+	// is a kernel panic that the host sees.
+	if err := run(); err != nil {
+		fmt.Println("init:", err)
+		os.Exit(1)
+	}
+}
+
+// guard refuses to run anywhere but as the first process of a machine that
+// lives in its initramfs.
+func guard() error {
+	if os.Getpid() != 1 {
+		return errors.New("runs only as PID 1 of a test machine")
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/", &fs); err != nil {
+		return err
+	}
+	if fs.Type != unix.RAMFS_MAGIC && fs.Type != unix.TMPFS_MAGIC {
+		return errors.New("runs only where / is an initramfs")
+	}
+	if _, err := os.Stat("/proc/self"); err == nil {
+		return errors.New("runs only where nothing is mounted yet")
+	}
+	return nil
+}
+
+type power struct{ console sync.Mutex }
+
+func (*power) PowerOff() { unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
+func (*power) Reset()    { unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }
+func (*power) Panic()    { os.Exit(1) }
+
+func (p *power) Print(text string) {
+	p.console.Lock()
+	defer p.console.Unlock()
+	os.Stdout.WriteString(text)
+}
+
+func run() error {
+	for _, m := range []struct{ fs, dir string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}} {
+		if err := os.MkdirAll(m.dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.fs, m.dir, m.fs, 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", m.dir, err)
+		}
+	}
+	p := &power{}
+	server := &http.Server{Handler: guest.Handler(p)}
+	go func() {
+		if err := button(); err != nil {
+			p.Print("init: power button: " + err.Error() + "\n")
+			return
+		}
+		p.PowerOff()
+	}()
+	if l, err := vsock.Listen(wire.AgentPort, nil); err == nil {
+		go server.Serve(l)
+	}
+	p.Print("init: up\n")
+	return serial(server)
+}
+
+// serial serves the agent's port, if there is one.
+func serial(server *http.Server) error {
+	port, err := openPort()
+	if err != nil {
+		return err
+	}
+	if port == nil {
+		select {} // vsock only
+	}
+	a := wire.NewAcceptor(port)
+	for {
+		link, err := a.Accept(context.Background())
+		if err != nil {
+			return err
+		}
+		config := yamux.DefaultConfig()
+		config.EnableKeepAlive = false
+		config.LogOutput = io.Discard
+		s, err := yamux.Server(link, config)
+		if err != nil {
+			return err
+		}
+		go server.Serve(streams{s})
+	}
+}
+
+// streams is a session as a net.Listener.
+type streams struct{ *yamux.Session }
+
+func (s streams) Accept() (net.Conn, error) { return s.Session.Accept() }
+
+// openPort finds the port by its name and opens it; the device node follows
+// the sysfs entry a moment later.
+func openPort() (*os.File, error) {
+	for range 200 {
+		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			b, err := os.ReadFile(name)
+			if err != nil || strings.TrimSpace(string(b)) != wire.SerialPort {
+				continue
+			}
+			f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(name)), os.O_RDWR|unix.O_NONBLOCK, 0)
+			if err == nil {
+				return f, nil
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil, nil
+}
+
+// button waits for the ACPI power button, which the kernel reports on the
+// generic netlink family acpi_event (drivers/acpi/event.c).
+func button() error {
+	family, err := netlink.GenlFamilyGet("acpi_event")
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_GENERIC)
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	for _, g := range family.Groups {
+		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, int(g.ID)); err != nil {
+			return err
+		}
+	}
+	b := make([]byte, 4096)
+	for {
+		n, _, err := unix.Recvfrom(fd, b, 0)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if n > 0 && strings.Contains(string(b[:n]), "button/power") {
+			return nil
+		}
+	}
+}
