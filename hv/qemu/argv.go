@@ -1,0 +1,213 @@
+package qemu
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/hv"
+)
+
+// Names of the files in an incarnation's directory, beside those of vmm.
+const (
+	qmpSocket     = "qmp.sock"
+	debugSocket   = "debug.sock"
+	consoleSocket = "console.sock"
+	agentSocket   = "agent.sock"
+	journalFile   = "events.log"
+	logFile       = "vmm.log"
+)
+
+// longestSocket is the longest of the socket names.
+const longestSocket = consoleSocket
+
+// maxCmdline is COMMAND_LINE_SIZE of x86 Linux less the terminating zero byte.
+const maxCmdline = 2047
+
+// check wants a machine that this driver can run on this host. It starts
+// nothing and changes nothing.
+func check(spec *hv.Spec, f *findings) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	if n := len(spec.Dir) + 1 + len(longestSocket); n > hv.MaxSocketPath {
+		return fmt.Errorf("%w: directory %s is too long: its sockets would have paths of %d bytes, at most %d are possible",
+			hv.ErrInvalidSpec, spec.Dir, n, hv.MaxSocketPath)
+	}
+	limits := []struct {
+		what     string
+		got, max int
+	}{
+		{"vCPUs", spec.VCPUs, f.caps.MaxVCPUs},
+		{"disks", len(spec.Disks), f.caps.MaxDisks},
+		{"NICs", len(spec.NICs), f.caps.MaxNICs},
+		{"bytes of kernel command line", len(cmdline(spec, f)), maxCmdline},
+	}
+	for _, l := range limits {
+		if l.got > l.max {
+			return fmt.Errorf("%w: %d %s, at most %d are possible", hv.ErrInvalidSpec, l.got, l.what, l.max)
+		}
+	}
+	if spec.MemoryMiB < minMemoryMiB {
+		return fmt.Errorf("%w: %d MiB of memory, at least %d are needed", hv.ErrInvalidSpec, spec.MemoryMiB, minMemoryMiB)
+	}
+	if err := checkDir(spec.Dir); err != nil {
+		return err
+	}
+	if err := checkKernel(spec.Kernel); err != nil {
+		return err
+	}
+	if spec.Initramfs != "" {
+		if err := checkFile("initramfs", spec.Initramfs, os.O_RDONLY); err != nil {
+			return err
+		}
+	}
+	for _, d := range spec.Disks {
+		mode := os.O_RDWR
+		if d.ReadOnly {
+			mode = os.O_RDONLY
+		}
+		if err := checkFile("disk", d.Path, mode); err != nil {
+			return err
+		}
+	}
+	for _, n := range spec.NICs {
+		// QEMU makes a TAP that is not there, attached to nothing.
+		if _, err := net.InterfaceByName(n.Tap); err != nil {
+			return fmt.Errorf("%w: tap %s: %w", hv.ErrInvalidSpec, n.Tap, err)
+		}
+	}
+	return nil
+}
+
+// checkDir wants a directory that no earlier life of the machine has used.
+func checkDir(dir string) error {
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", hv.ErrInvalidSpec, err)
+	}
+	if !fi.IsDir() {
+		return fmt.Errorf("%w: %s is no directory", hv.ErrInvalidSpec, dir)
+	}
+	for _, name := range ownFiles() {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return fmt.Errorf("%w: directory %s has been used before: it holds %s", hv.ErrInvalidSpec, dir, name)
+		}
+	}
+	return nil
+}
+
+func checkFile(what, path string, mode int) error {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", hv.ErrInvalidSpec, what, err)
+	}
+	// Anything but a file or a block device could block the open.
+	if !fi.Mode().IsRegular() && fi.Mode().Type() != os.ModeDevice {
+		return fmt.Errorf("%w: %s %s is neither a file nor a block device", hv.ErrInvalidSpec, what, path)
+	}
+	f, err := os.OpenFile(path, mode, 0)
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", hv.ErrInvalidSpec, what, err)
+	}
+	return f.Close()
+}
+
+// cmdline returns the kernel's command line: what the machine needs, then the
+// Spec's own parameters, which therefore win.
+func cmdline(spec *hv.Spec, f *findings) string {
+	// A guest that panics or cannot power off must end, not hang: panic=-1
+	// resets at once, and reboot=t by triple fault, which needs no device.
+	p := []string{"console=ttyS0", "quiet", "panic=-1", "reboot=t"}
+	if f.caps.Accel == hv.AccelTCG {
+		if f.tscKHz != 0 {
+			p = append(p, "tsc_early_khz="+strconv.FormatUint(f.tscKHz, 10), "tsc=reliable")
+		}
+		// Each patch of the kernel's text throws translated code away: 0.07 s
+		// of a boot.
+		p = append(p, "noreplace-smp", "cryptomgr.notests")
+	}
+	return strings.Join(append(p, spec.Cmdline...), " ")
+}
+
+// channel says how the agent of this machine is reached.
+func channel(spec *hv.Spec, f *findings) hv.Channel {
+	if f.caps.Channel == hv.ChannelVsock && spec.CID == 0 {
+		return hv.ChannelSerial
+	}
+	return f.caps.Channel
+}
+
+// argv returns the whole command that runs the machine, stopped before its
+// first instruction.
+func argv(spec *hv.Spec, f *findings) []string {
+	socket := func(id, name string) string {
+		return "socket,id=" + id + ",path=" + escape(filepath.Join(spec.Dir, name)) + ",server=on,wait=off"
+	}
+	// 32 MB of translated code hold a guest's busy part; the default takes a
+	// further 18 MB of host memory for each machine.
+	accel, cpu := "tcg,tb-size=32", "max"
+	if f.caps.Accel == hv.AccelKVM {
+		accel, cpu = "kvm", "host"
+	}
+	a := []string{
+		f.caps.Binary,
+		"-name", "volant-" + spec.ID,
+		"-M", "microvm,acpi=on",
+		"-accel", accel, "-cpu", cpu,
+		"-smp", strconv.Itoa(spec.VCPUs),
+		"-m", strconv.Itoa(spec.MemoryMiB) + "M",
+		"-nodefaults", "-no-user-config", "-display", "none",
+		"-no-reboot", "-no-shutdown", "-S",
+		"-device", "pvpanic",
+		"-chardev", driverMonitor(spec.Dir), "-mon", "chardev=qmp,mode=control",
+		"-chardev", socket("debug", debugSocket) + ",logfile=" + escape(filepath.Join(spec.Dir, journalFile)) + ",logappend=on", "-mon", "chardev=debug,mode=control",
+		"-chardev", socket("console", consoleSocket), "-serial", "chardev:console",
+		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng",
+	}
+	if f.sandbox {
+		a = append(a, "-sandbox", sandbox)
+	}
+	switch channel(spec, f) {
+	case hv.ChannelVsock:
+		a = append(a, "-device", "vhost-vsock-device,guest-cid="+strconv.FormatUint(uint64(spec.CID), 10))
+	default:
+		// Without max_ports the guest sets up 31 ports, in 12 MB of its memory.
+		a = append(a, "-chardev", socket("agent", agentSocket),
+			"-device", "virtio-serial-device,max_ports=2",
+			"-device", "virtserialport,nr=1,chardev=agent,name="+wire.SerialPort)
+	}
+	for i, d := range spec.Disks {
+		id := "disk" + strconv.Itoa(i)
+		drive := "id=" + id + ",if=none,format=raw,file=" + escape(d.Path)
+		if d.ReadOnly {
+			drive += ",readonly=on"
+		} else {
+			drive += ",discard=unmap" // what the guest trims leaves the file
+		}
+		a = append(a, "-drive", drive, "-device", "virtio-blk-device,drive="+id+",serial="+d.Serial)
+	}
+	for i, n := range spec.NICs {
+		id := "net" + strconv.Itoa(i)
+		a = append(a, "-netdev", "tap,id="+id+",ifname="+n.Tap+",script=no,downscript=no,vhost=off",
+			"-device", "virtio-net-device,netdev="+id+",mac="+n.MAC.String())
+	}
+	a = append(a, "-kernel", spec.Kernel)
+	if spec.Initramfs != "" {
+		a = append(a, "-initrd", spec.Initramfs)
+	}
+	return append(a, "-append", cmdline(spec, f))
+}
+
+// driverMonitor is the argument that no other process has: Find knows the
+// machine of a directory by it.
+func driverMonitor(dir string) string {
+	return "socket,id=qmp,path=" + escape(filepath.Join(dir, qmpSocket)) + ",server=on,wait=off"
+}
+
+// escape doubles the commas of a value in QEMU's option syntax.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }

@@ -1,0 +1,58 @@
+package qemu
+
+import (
+	"flag"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/volantvm/volant/hv"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// TestArgv compares whole command lines with golden files: the words of a
+// machine change only on purpose.
+func TestArgv(t *testing.T) {
+	spec := hv.Spec{
+		ID: "web-1", Dir: "/run/volant/a,b/1", VCPUs: 2, MemoryMiB: 256, Kernel: "/k/vmlinux,1", Initramfs: "/i/init,rd",
+		Cmdline: []string{"volant.vm=web-1", "quiet=no"},
+		Disks: []hv.Disk{
+			{Serial: "volant-config", Path: "/d/config", ReadOnly: true},
+			{Serial: "data", Path: "/d/da,ta"},
+		},
+		NICs: []hv.NIC{{Tap: "tap7", MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}}},
+		CID:  9,
+	}
+	tests := []struct {
+		name string
+		f    findings
+	}{
+		{"tcg", findings{caps: hv.Capabilities{Binary: "/usr/bin/qemu", Accel: hv.AccelTCG, Channel: hv.ChannelSerial}, sandbox: true, tscKHz: 2596120}},
+		{"kvm", findings{caps: hv.Capabilities{Binary: "/usr/bin/qemu", Accel: hv.AccelKVM, Channel: hv.ChannelVsock}, tscKHz: 2596120}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got := strings.Join(argv(&spec, &test.f), "\n") + "\n"
+			golden := filepath.Join("testdata", "argv-"+test.name+".txt")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("argv() =\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+	spec.CID = 0
+	if got := channel(&spec, &tests[1].f); got != hv.ChannelSerial {
+		t.Errorf("channel without a CID = %s, want serial", got)
+	}
+}

@@ -1,0 +1,274 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/vmm"
+)
+
+const (
+	// startTimeout bounds the time until QEMU answers, 0.1 s on an idle
+	// machine, when Launch's context has no earlier end.
+	startTimeout = time.Minute
+	// undoTimeout bounds the wait for a process that got SIGKILL.
+	undoTimeout = 10 * time.Second
+	// environment is the name of the only variable that QEMU is given: what
+	// the record holds beyond the process's identity, for Find.
+	environment = "VOLANT_MACHINE"
+)
+
+func withStartTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("QEMU did not answer in %v: %w", startTimeout, context.DeadlineExceeded))
+}
+
+// ownFiles lists what a machine makes in its directory.
+func ownFiles() []string {
+	return []string{vmm.RecordFile, vmm.ExitFile, qmpSocket, debugSocket, consoleSocket, agentSocket, journalFile, logFile}
+}
+
+// Launch implements hv.Driver.
+func (d *Driver) Launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
+	m, err := d.launch(ctx, &spec)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: launch %s: %w", spec.ID, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) launch(ctx context.Context, spec *hv.Spec) (*machine, error) {
+	f, err := d.probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := check(spec, f); err != nil {
+		return nil, err
+	}
+	ctx, cancel := withStartTimeout(ctx)
+	defer cancel()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	_, err = os.Lstat(spec.ConsoleLog)
+	freshConsole := errors.Is(err, fs.ErrNotExist)
+	m, proc, err := start(ctx, spec, f)
+	if err == nil {
+		return m, nil
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // what it broke off is of no interest
+	} else if said := strings.TrimSpace(string(vmm.Tail(filepath.Join(spec.Dir, logFile), 1024))); said != "" {
+		err = fmt.Errorf("%w; QEMU said: %q", err, said)
+	}
+	if freshConsole {
+		err = errors.Join(err, removeIfThere(spec.ConsoleLog))
+	}
+	return nil, errors.Join(err, undo(spec.Dir, m, proc))
+}
+
+// start runs QEMU, connects to it and sets the guest going. On error it returns
+// what there is to undo.
+func start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Process, error) {
+	boot, err := vmm.BootID()
+	if err != nil {
+		return nil, nil, err
+	}
+	args := argv(spec, f)
+	rec := hv.Record{
+		Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, ID: spec.ID, Dir: spec.Dir,
+		BootID: boot, ArgvSHA256: vmm.HashArgv(args),
+		Channel: channel(spec, f), ConsoleLog: spec.ConsoleLog, ConsoleLimit: spec.ConsoleLimit, CID: spec.CID,
+	}
+	env, err := json.Marshal(rec)
+	if err != nil {
+		return nil, nil, err
+	}
+	log, err := os.OpenFile(filepath.Join(spec.Dir, logFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	proc, err := vmm.Start(args, []string{environment + "=" + string(env)}, log)
+	err = errors.Join(err, log.Close())
+	if err != nil {
+		return nil, proc, err
+	}
+	rec.PID, rec.StartTime = proc.PID(), proc.StartTime()
+	if err := vmm.WriteRecord(rec); err != nil {
+		return nil, proc, err
+	}
+	m, err := take(ctx, rec, proc)
+	if err != nil {
+		return nil, proc, err
+	}
+	if err := m.monitor.run(ctx, "cont", nil, nil); err != nil {
+		return m, proc, err
+	}
+	m.mu.Lock()
+	m.begun = true
+	m.mu.Unlock()
+	return m, proc, nil
+}
+
+// undo ends what start began. The context of the launch may be over, so it has
+// a time limit of its own.
+func undo(dir string, m *machine, proc *vmm.Process) error {
+	var err error
+	if proc != nil {
+		err = proc.Kill()
+		limit := time.After(undoTimeout)
+		select {
+		case <-proc.Done():
+		case <-limit:
+			err = errors.Join(err, fmt.Errorf("process %d did not end after SIGKILL", proc.PID()))
+		}
+		if m != nil {
+			// It has seen the end too, and let go of everything.
+			select {
+			case <-m.over:
+			case <-limit:
+			}
+		}
+		proc.Close()
+	}
+	for _, name := range ownFiles() {
+		err = errors.Join(err, removeIfThere(filepath.Join(dir, name)))
+	}
+	return err
+}
+
+// Attach implements hv.Driver.
+func (d *Driver) Attach(ctx context.Context, rec hv.Record) (hv.VM, error) {
+	m, err := attach(ctx, rec)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: attach %s: %w", rec.ID, err)
+	}
+	return m, nil
+}
+
+func attach(ctx context.Context, rec hv.Record) (*machine, error) {
+	if rec.Driver != Name {
+		return nil, fmt.Errorf("%w: the record is of driver %q", hv.ErrUnsupported, rec.Driver)
+	}
+	proc, err := vmm.Verify(rec)
+	if err != nil {
+		return nil, gone(rec.Dir, err)
+	}
+	ctx, cancel := withStartTimeout(ctx)
+	defer cancel()
+	m, err := take(ctx, rec, proc)
+	if err != nil {
+		select {
+		case <-proc.Done():
+			err = gone(rec.Dir, fmt.Errorf("%w: %w", hv.ErrGone, err))
+		default:
+		}
+		proc.Close()
+		return nil, err
+	}
+	// A daemon that was killed before cont left the guest at its first
+	// instruction. Whether it is to run or to be killed is for others to say.
+	m.mu.Lock()
+	m.begun = true
+	m.mu.Unlock()
+	m.look()
+	return m, nil
+}
+
+// gone adds to an ErrGone what the directory tells of the machine's end.
+func gone(dir string, err error) error {
+	if !errors.Is(err, hv.ErrGone) {
+		return err
+	}
+	if exit, xerr := vmm.ReadExit(dir); xerr == nil {
+		return fmt.Errorf("%w: %w", &hv.GoneError{Exit: exit}, err)
+	}
+	if exit, ok := readJournal(dir); ok {
+		return fmt.Errorf("%w: %w", &hv.GoneError{Exit: exit}, err)
+	}
+	return err
+}
+
+// Find implements hv.Driver.
+func (d *Driver) Find(ctx context.Context, dir string) (hv.Record, error) {
+	rec, err := find(ctx, dir)
+	if err != nil {
+		return hv.Record{}, fmt.Errorf("qemu: find the machine of %s: %w", dir, err)
+	}
+	return rec, nil
+}
+
+func find(ctx context.Context, dir string) (hv.Record, error) {
+	if rec, err := vmm.ReadRecord(dir); err == nil && rec.Driver == Name {
+		if proc, err := vmm.Verify(rec); err == nil {
+			proc.Close()
+			return rec, nil
+		}
+	}
+	pids, err := vmm.Processes()
+	if err != nil {
+		return hv.Record{}, err
+	}
+	for _, pid := range pids {
+		if err := ctx.Err(); err != nil {
+			return hv.Record{}, err
+		}
+		if rec, ok := recognize(pid, dir); ok {
+			return rec, nil
+		}
+	}
+	return hv.Record{}, gone(dir, hv.ErrGone)
+}
+
+// recognize rebuilds the record of a process if it is the machine of dir: it
+// has the monitor that only our command line names, and carries what Launch
+// gave it.
+func recognize(pid int, dir string) (hv.Record, bool) {
+	if !slices.Contains(vmm.Argv(pid), driverMonitor(dir)) {
+		return hv.Record{}, false
+	}
+	for _, v := range vmm.Environ(pid) {
+		text, ok := strings.CutPrefix(v, environment+"=")
+		if !ok {
+			continue
+		}
+		var rec hv.Record
+		if json.Unmarshal([]byte(text), &rec) != nil || rec.Driver != Name || rec.Dir != dir {
+			return hv.Record{}, false
+		}
+		var err error
+		rec.PID = pid
+		rec.StartTime, err = vmm.StartTime(pid)
+		if err != nil {
+			return hv.Record{}, false
+		}
+		proc, err := vmm.Verify(rec)
+		if err != nil {
+			return hv.Record{}, false
+		}
+		proc.Close()
+		return rec, true
+	}
+	return hv.Record{}, false
+}
+
+// notListening says that a socket is not there yet.
+func notListening(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

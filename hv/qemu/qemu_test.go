@@ -1,0 +1,256 @@
+package qemu_test
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/hvtest"
+	"github.com/volantvm/volant/hv/qemu"
+	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/initramfs"
+)
+
+// daemonEnv makes the test binary a daemon for hvtest.Orphan.
+const daemonEnv = "VOLANT_TEST_DAEMON"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(daemonEnv) != "" {
+		if err := hvtest.BeDaemon(qemu.New(qemu.Config{}), os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// need skips the test for want of something, or fails it where everything has
+// to be there.
+func need(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("VOLANT_TEST_ALL") == "1" {
+		t.Fatalf("%s", what)
+	}
+	t.Skipf("%s", what)
+}
+
+// bench holds what the machines of the tests are made of.
+type bench struct {
+	kernel, initramfs string
+}
+
+// newBench finds the kernel and builds the guest.
+func newBench(t testing.TB) *bench {
+	t.Helper()
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		need(t, "qemu-system-x86_64 is not installed")
+	}
+	kernel := os.Getenv("VOLANT_TEST_KERNEL")
+	if kernel == "" {
+		need(t, "VOLANT_TEST_KERNEL does not name a kernel (make kernels builds one)")
+	}
+	dir := t.TempDir()
+	program := filepath.Join(dir, "init")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "../hvtest/guest/init")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the guest: %v\n%s", err, out)
+	}
+	b, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a initramfs.Archive
+	for _, e := range []initramfs.Entry{
+		{Name: "init", Mode: 0o755, Data: b},
+		{Name: "dev/console", Mode: fs.ModeDevice | fs.ModeCharDevice | 0o600, Major: 5, Minor: 1},
+	} {
+		if err := a.Add(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var buf bytes.Buffer
+	if _, err := a.WriteTo(&buf); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "initramfs")
+	if err := os.WriteFile(path, buf.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return &bench{kernel: kernel, initramfs: path}
+}
+
+// spec returns a machine with a directory of its own.
+func (b *bench) spec(t testing.TB) hv.Spec {
+	t.Helper()
+	base := t.TempDir()
+	dir := filepath.Join(base, "vm")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return hv.Spec{
+		ID: "test", Dir: dir, VCPUs: 1, MemoryMiB: 64, Kernel: b.kernel, Initramfs: b.initramfs, CID: 4242,
+		Cmdline: []string{"volant.vm=test"}, ConsoleLog: filepath.Join(dir, "console.log"),
+	}
+}
+
+// alive lists the processes whose arguments name dir.
+func alive(t testing.TB, dir string) []string {
+	t.Helper()
+	pids, err := vmm.Processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, pid := range pids {
+		if args := strings.Join(vmm.Argv(pid), " "); strings.Contains(args, dir+"/") {
+			list = append(list, fmt.Sprintf("%d %s", pid, args))
+		}
+	}
+	return list
+}
+
+// bootTimeout bounds a test that boots a few machines under emulation on a busy
+// host: twenty at a time took 40 s each.
+const bootTimeout = 3 * time.Minute
+
+func TestConformance(t *testing.T) {
+	b := newBench(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hvtest.Run(t, hvtest.Harness{
+		Driver: sameDriver(),
+		Spec:   b.spec,
+		Orphan: func(t testing.TB, spec hv.Spec) hv.Record {
+			t.Helper()
+			cmd := exec.CommandContext(t.Context(), self)
+			cmd.Env = append(os.Environ(), daemonEnv+"=1")
+			cmd.Stderr = os.Stderr
+			return hvtest.Orphan(t, cmd, spec)
+		},
+		Crash: func(t testing.TB, rec hv.Record) {
+			t.Helper()
+			if err := unix.Kill(rec.PID, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Alive:    alive,
+		Broken:   b.broken,
+		Timeout:  bootTimeout,
+		Parallel: runtime.NumCPU(),
+	})
+}
+
+// sameDriver returns one driver for all, which probes once.
+func sameDriver() func(testing.TB) hv.Driver {
+	d := sync.OnceValue(func() hv.Driver { return qemu.New(qemu.Config{}) })
+	return func(testing.TB) hv.Driver { return d() }
+}
+
+// broken returns machines that QEMU in particular cannot run.
+func (b *bench) broken(t testing.TB) map[string]hv.Spec {
+	t.Helper()
+	file := func(name string, content []byte) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	bzImage := make([]byte, 1024)
+	copy(bzImage[0x202:], "HdrS")
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := map[string]func(*hv.Spec){
+		"empty kernel":        func(s *hv.Spec) { s.Kernel = file("kernel", nil) },
+		"bzImage":             func(s *hv.Spec) { s.Kernel = file("kernel", bzImage) },
+		"kernel without PVH":  func(s *hv.Spec) { s.Kernel = file("kernel", self) },
+		"kernel directory":    func(s *hv.Spec) { s.Kernel = s.Dir },
+		"initramfs directory": func(s *hv.Spec) { s.Initramfs = s.Dir },
+		"disk device":         func(s *hv.Spec) { s.Disks = []hv.Disk{{Serial: "a", Path: "/dev/null"}} },
+		"long command line":   func(s *hv.Spec) { s.Cmdline = []string{"a=" + strings.Repeat("b", 2048)} },
+		"little memory":       func(s *hv.Spec) { s.MemoryMiB = 1 },
+		"used directory": func(s *hv.Spec) {
+			if err := os.WriteFile(filepath.Join(s.Dir, vmm.ExitFile), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
+	specs := make(map[string]hv.Spec)
+	for name, change := range changes {
+		spec := b.spec(t)
+		change(&spec)
+		specs[name] = spec
+	}
+	return specs
+}
+
+// TestProcess looks at what a machine's process was given.
+func TestProcess(t *testing.T) {
+	b := newBench(t)
+	d := qemu.New(qemu.Config{})
+	vm, err := d.Launch(t.Context(), b.spec(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Kill(t.Context())
+	rec := vm.Record()
+	if sid, err := unix.Getsid(rec.PID); sid != rec.PID || err != nil {
+		t.Errorf("session of process %d = %d, %v, want its own", rec.PID, sid, err)
+	}
+	if env := vmm.Environ(rec.PID); len(env) != 1 || !strings.HasPrefix(env[0], "VOLANT_MACHINE=") {
+		t.Errorf("environment = %q, want one variable", env)
+	}
+	null, log := fdTarget(t, rec.PID, "0"), fdTarget(t, rec.PID, "1")
+	if null != "/dev/null" || log != filepath.Join(rec.Dir, "vmm.log") || fdTarget(t, rec.PID, "2") != log {
+		t.Errorf("standard streams = %s, %s, %s", null, log, fdTarget(t, rec.PID, "2"))
+	}
+	// Nothing of this process has leaked into it.
+	mine := openFiles(t, os.Getpid())
+	for _, target := range openFiles(t, rec.PID) {
+		if strings.HasPrefix(target, "pipe:") && slices.Contains(mine, target) {
+			t.Errorf("inherited %s", target)
+		}
+	}
+}
+
+func fdTarget(t *testing.T, pid int, fd string) string {
+	t.Helper()
+	target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return target
+}
+
+func openFiles(t *testing.T, pid int) []string {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var targets []string
+	for _, e := range entries {
+		if target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name())); err == nil {
+			targets = append(targets, target)
+		}
+	}
+	return targets
+}
