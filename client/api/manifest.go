@@ -208,6 +208,11 @@ func (m *Manifest) Validate() error {
 		if d.Source == "" {
 			return fieldErr(at+".source", "is missing")
 		}
+		if d.Checksum != "" {
+			if _, err := ParseDigest(d.Checksum); err != nil {
+				return fieldErr(at+".checksum", "%v", err)
+			}
+		}
 		if err := oneOf(at+".format", d.Format, "", "raw", "qcow2"); err != nil {
 			return err
 		}
