@@ -30,8 +30,8 @@ type VM struct {
 	// Stop says how the VM is to be stopped, for a wish that is not yet
 	// fulfilled.
 	Stop api.VMStop
-	// Replace is the incarnation that a restart asked to end. It stops an
-	// incarnation of the same or a lower number although Desired is running.
+	// Replace is the incarnation that a restart asked to end, 0 for none; see
+	// Replaced.
 	Replace int
 	// Restarts counts automatic restarts since the operator last said start.
 	Restarts int
@@ -73,3 +73,7 @@ type Counts struct {
 	ByStatus  map[api.VMState]int
 	ByRuntime map[string]int
 }
+
+// Replaced reports whether a restart asked for the present incarnation to end
+// although the VM is wanted to run.
+func (v *VM) Replaced() bool { return v.Replace > 0 && v.Incarnation <= v.Replace }
