@@ -1,0 +1,86 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/ipam"
+	"github.com/volantvm/volant/store/row"
+)
+
+// publicError is the one place where errors of the rooms below become errors
+// of the API. An *api.Error passes through; what is not known here becomes
+// "internal" and is logged, since it must not be shown.
+func (d *Daemon) publicError(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if e := translate(err); e != nil {
+		return e
+	}
+	d.log.Error("internal error", keyOp, op, keyErr, err)
+	return api.Errorf(api.CodeInternal, "%s: internal error", op).WithHint("the log of volantd says more")
+}
+
+// translate returns nil for an error it has no word for.
+func translate(err error) *api.Error {
+	var e *api.Error
+	var exists *row.ExistsError
+	switch {
+	case errors.As(err, &e):
+		return e
+	case errors.As(err, &exists):
+		return existsError(exists)
+	case errors.Is(err, row.ErrNotFound):
+		return api.Errorf(api.CodeNotFound, "%v", err)
+	case errors.Is(err, row.ErrInUse):
+		return api.Errorf(api.CodeConflict, "it is in use")
+	case errors.Is(err, row.ErrFull), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return api.Errorf(api.CodeExhausted, "the disk of volantd is full").WithHint("free some space below the data directory; nothing was changed")
+	case errors.Is(err, row.ErrBusy):
+		return api.Errorf(api.CodeUnavailable, "the database is held by another process").WithHint("try again, or end the program that has it open")
+	case errors.Is(err, row.ErrCorrupt):
+		return api.Errorf(api.CodeInternal, "the database is damaged").WithHint("restore it from a backup; the log of volantd says more")
+	case errors.Is(err, ipam.ErrExhausted):
+		return api.Errorf(api.CodeExhausted, "%v", err).WithHint("delete VMs that are not needed, or give volantd a larger subnet")
+	case errors.Is(err, ipam.ErrTaken):
+		return api.Errorf(api.CodeExists, "%v", err).WithHint("choose another address, or leave it out to get the lowest free one")
+	case errors.Is(err, ipam.ErrOutside), errors.Is(err, ipam.ErrReserved), errors.Is(err, ipam.ErrFamily):
+		return api.Errorf(api.CodeInvalid, "ip_address: %v", err).WithHint("leave the address out to get the lowest free one")
+	case errors.Is(err, hv.ErrUnavailable):
+		return api.Errorf(api.CodeUnavailable, "%v", err)
+	case errors.Is(err, hv.ErrUnsupported):
+		return api.Errorf(api.CodeUnsupported, "%v", err)
+	case errors.Is(err, hv.ErrInvalidSpec):
+		return api.Errorf(api.CodeInvalid, "%v", err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return api.Errorf(api.CodeTimeout, "not done in time")
+	case errors.Is(err, context.Canceled):
+		return api.Errorf(api.CodeUnavailable, "the request was cancelled")
+	}
+	return nil
+}
+
+func existsError(e *row.ExistsError) *api.Error {
+	switch e.Column {
+	case "vms.name":
+		return api.Errorf(api.CodeExists, "a VM of that name exists").WithHint("choose another name, or delete that VM first")
+	case "leases.address":
+		return api.Errorf(api.CodeExists, "that address is taken").WithHint("choose another address, or leave it out to get the lowest free one")
+	case "kernels.name":
+		return api.Errorf(api.CodeExists, "another kernel has that name").WithHint("choose another name, or remove that kernel first")
+	}
+	return api.Errorf(api.CodeExists, "%s is taken", e.Column)
+}
+
+// notFound makes the error for an unknown name, with the nearest known one.
+func notFound(what, name string, known []string) *api.Error {
+	e := api.Errorf(api.CodeNotFound, "there is no %s %.80q", what, name)
+	if near := api.Nearest(name, known); near != "" {
+		return e.WithHint("did you mean %s?", near)
+	}
+	return e
+}

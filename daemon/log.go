@@ -1,0 +1,21 @@
+package daemon
+
+// Keys of log records. Messages are constants; what varies is under a key.
+const (
+	keyVM          = "vm"
+	keyName        = "name"
+	keyIncarnation = "incarnation"
+	keyStep        = "step"
+	keyDur         = "dur"
+	keyErr         = "err"
+	keyDriver      = "driver"
+	keyAccel       = "accel"
+	keyPID         = "pid"
+	keyReason      = "reason"
+	keyOp          = "op"
+	keyCount       = "count"
+	keyPath        = "path"
+	keyDigest      = "digest"
+	keyTap         = "tap"
+	keyStatus      = "status"
+)

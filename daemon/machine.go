@@ -1,0 +1,237 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/store/row"
+)
+
+// machine is the worker's hold on one incarnation: the driver's VM, and the
+// goroutines that wait for its end, follow its guest's status and keep its
+// logs. They report facts; the worker decides.
+type machine struct {
+	vm          hv.VM
+	id          string
+	incarnation int
+	agent       *agent   // nil for a guest without one
+	logs        *logFile // nil likewise
+	log         *slog.Logger
+	t           timing
+
+	exited  chan struct{} // closed when the machine has ended
+	exit    hv.Exit       // set before exited is closed
+	lost    chan struct{} // closed when the driver has lost hold of the machine
+	drained chan struct{} // closed when no more log lines can come
+	news    chan struct{} // one place; receives when report was changed
+
+	mu     sync.Mutex
+	latest report // guarded by mu
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// report is what is known of the guest. The newest replaces those before.
+type report struct {
+	hello  *wire.Hello // nil before the agent has answered
+	status wire.Status // Seq is 0 before the first
+	up     bool        // the agent answers
+	alien  error       // the guest is not the one expected, or not understood
+}
+
+// newMachine takes hold of vm. On error vm is still the caller's.
+func (d *Daemon) newMachine(vm *row.VM, mach hv.VM, withAgent bool, log *slog.Logger) (*machine, error) {
+	m := &machine{
+		vm: mach, id: vm.ID, incarnation: vm.Incarnation, log: log, t: d.t,
+		exited: make(chan struct{}), lost: make(chan struct{}), drained: make(chan struct{}), news: make(chan struct{}, 1),
+	}
+	if withAgent {
+		logs, err := openLog(d.dataDir(vm.ID), vm.Incarnation)
+		if err != nil {
+			return nil, fmt.Errorf("open log: %w", err)
+		}
+		m.logs = logs
+		m.agent = newAgent(mach.Agent())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	m.cancel = cancel
+	m.wg.Go(func() { m.await(ctx) })
+	if withAgent {
+		m.wg.Go(func() { m.follow(ctx) })
+	} else {
+		close(m.drained)
+	}
+	return m, nil
+}
+
+// close lets go of the machine, which lives on, and waits for the goroutines.
+func (m *machine) close() {
+	m.cancel()
+	if m.agent != nil {
+		m.agent.close()
+	}
+	if err := m.vm.Detach(); err != nil {
+		m.log.Warn("detach", keyErr, err)
+	}
+	m.wg.Wait()
+	if m.logs != nil {
+		if err := m.logs.close(); err != nil {
+			m.log.Warn("close log", keyErr, err)
+		}
+	}
+}
+
+// await waits for the machine's end.
+func (m *machine) await(ctx context.Context) {
+	exit, err := m.vm.Wait(ctx)
+	switch {
+	case err == nil:
+		m.exit = exit
+		close(m.exited)
+	case ctx.Err() == nil:
+		m.log.Warn("hold on the machine lost", keyErr, err)
+		close(m.lost)
+	}
+}
+
+// get returns the newest report.
+func (m *machine) get() report {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.latest
+}
+
+func (m *machine) set(change func(r *report)) {
+	m.mu.Lock()
+	change(&m.latest)
+	m.mu.Unlock()
+	select {
+	case m.news <- struct{}{}:
+	default:
+	}
+}
+
+// helloPause is how long to wait before asking a guest again that does not know
+// yet who it is; guests come up within a second or two.
+const helloPause = 5 * time.Millisecond
+
+// follow asks the guest who it is, and then for its status again and again.
+func (m *machine) follow(ctx context.Context) {
+	defer close(m.drained)
+	if !m.greet(ctx) {
+		return
+	}
+	var logs sync.WaitGroup
+	logs.Go(func() { m.drain(ctx) })
+	defer logs.Wait()
+
+	heard := time.Now()
+	pause := helloPause
+	var seq uint64
+	for ctx.Err() == nil {
+		s, err := m.agent.status(ctx, seq)
+		if err == nil {
+			seq, heard, pause = s.Seq, time.Now(), helloPause
+			m.set(func(r *report) { r.status, r.up = s, true })
+			continue
+		}
+		select {
+		case <-m.exited:
+			return
+		case <-m.lost:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Second)
+		if m.get().up && time.Since(heard) > m.t.silence {
+			m.log.Warn("agent does not answer", keyErr, err)
+			m.set(func(r *report) { r.up = false })
+		}
+	}
+}
+
+// greet repeats hello until the right guest has answered; false says that it
+// will not.
+func (m *machine) greet(ctx context.Context) bool {
+	for {
+		hello, err := m.hello(ctx)
+		if err == nil && hello.VM != "" {
+			err = checkHello(hello, m.id, m.incarnation)
+			m.set(func(r *report) { r.hello, r.up, r.alien = &hello, err == nil, err })
+			return err == nil
+		}
+		select {
+		case <-m.exited:
+			return false
+		case <-m.lost:
+			return false
+		case <-ctx.Done():
+			return false
+		case <-time.After(helloPause):
+		}
+	}
+}
+
+func (m *machine) hello(ctx context.Context) (wire.Hello, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.t.silence)
+	defer cancel()
+	return m.agent.hello(ctx)
+}
+
+// checkHello refuses a guest that is another than the one launched.
+func checkHello(h wire.Hello, id string, incarnation int) error {
+	if err := wire.CheckProtocol(h.Protocol, clip(h.Version, maxStepText)); err != nil {
+		return err
+	}
+	if h.VM != id || h.Incarnation != incarnation {
+		return fmt.Errorf("the guest says that it is VM %.40q, incarnation %d", h.VM, h.Incarnation)
+	}
+	return nil
+}
+
+// drain keeps the guest's log lines.
+func (m *machine) drain(ctx context.Context) {
+	pause := helloPause
+	for {
+		before := m.logs.lastSeq()
+		err := m.agent.logs(ctx, before, m.logs.keep)
+		if m.logs.lastSeq() != before {
+			pause = helloPause
+		}
+		var full *logError
+		if errors.As(err, &full) {
+			m.log.Warn("log lines lost", keyErr, err)
+		}
+		select {
+		case <-m.exited:
+			return
+		case <-m.lost:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+// encodeRecord and decodeRecord translate a driver's record for the store.
+func encodeRecord(rec hv.Record) (json.RawMessage, error) { return json.Marshal(rec) }
+
+func decodeRecord(b json.RawMessage) (hv.Record, error) {
+	var rec hv.Record
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return hv.Record{}, fmt.Errorf("stored record: %w", err)
+	}
+	return rec, nil
+}

@@ -1,0 +1,112 @@
+package daemon
+
+import (
+	"context"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Network is what the daemon needs of the host's network. Package
+// daemon/netdev implements it. All methods are idempotent and safe for
+// concurrent use.
+type Network interface {
+	// Ensure makes the bridge and the host's side of it.
+	Ensure(ctx context.Context) error
+	// AddTap makes the tap of a VM, closed until ApplyRules opens it, and
+	// returns its name.
+	AddTap(ctx context.Context, vm string) (tap string, err error)
+	// RemoveTap removes the tap of a VM; one that is not there is no error.
+	RemoveTap(ctx context.Context, vm string) error
+	// Taps returns the names of all taps that are Volant's, by VM id.
+	Taps(ctx context.Context) (map[string]string, error)
+	// ApplyRules replaces what guests may send by what these ports say.
+	ApplyRules(ctx context.Context, ports []Port) error
+}
+
+// Port says which guest is behind a tap.
+type Port struct {
+	Tap string
+	MAC net.HardwareAddr
+	IP  netip.Addr
+}
+
+// ports is the set of open ports, and orders its way to the kernel: rules are
+// always replaced whole, so the last one to write must know of all.
+type ports struct {
+	net  Network
+	turn chan struct{} // held while rules are applied
+
+	mu      sync.Mutex
+	set     map[string]Port // guarded by mu; by VM id
+	want    uint64          // guarded by mu; counts changes of set
+	applied uint64          // guarded by mu; the newest want that is in the kernel
+}
+
+func newPorts(n Network) *ports {
+	return &ports{net: n, turn: make(chan struct{}, 1), set: make(map[string]Port)}
+}
+
+// put opens the port of a VM.
+func (p *ports) put(ctx context.Context, vm string, port Port) error {
+	p.mu.Lock()
+	p.set[vm] = port
+	p.want++
+	p.mu.Unlock()
+	return p.apply(ctx)
+}
+
+// drop closes the port of a VM, if it has one.
+func (p *ports) drop(ctx context.Context, vm string) error {
+	p.mu.Lock()
+	_, open := p.set[vm]
+	if open {
+		delete(p.set, vm)
+		p.want++
+	}
+	p.mu.Unlock()
+	if !open {
+		return nil
+	}
+	return p.apply(ctx)
+}
+
+// reset makes set the whole set.
+func (p *ports) reset(ctx context.Context, set map[string]Port) error {
+	p.mu.Lock()
+	p.set = maps.Clone(set)
+	p.want++
+	p.mu.Unlock()
+	return p.apply(ctx)
+}
+
+// apply brings the set to the kernel. Calls that come while another is at it
+// share the next one.
+func (p *ports) apply(ctx context.Context) error {
+	p.mu.Lock()
+	mine := p.want
+	p.mu.Unlock()
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	p.mu.Lock()
+	done, at := p.applied >= mine, p.want
+	list := slices.SortedFunc(maps.Values(p.set), func(a, b Port) int { return strings.Compare(a.Tap, b.Tap) })
+	p.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := p.net.ApplyRules(ctx, list); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.applied = at
+	p.mu.Unlock()
+	return nil
+}

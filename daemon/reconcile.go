@@ -1,0 +1,176 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/volantvm/volant/store/row"
+)
+
+// begin is the first thing that Run does: network, and a worker for everything
+// that is not settled or left over.
+func (d *Daemon) begin(ctx context.Context) error {
+	active, err := d.store.ActiveVMs(ctx)
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	if d.cfg.Network != nil {
+		if err := d.cfg.Network.Ensure(ctx); err != nil {
+			return fmt.Errorf("daemon: network: %w", err)
+		}
+		// Rules for the VMs that run, before anything else: what has a tap and
+		// no row is cut off at once.
+		taps, err := d.cfg.Network.Taps(ctx)
+		if err != nil {
+			return fmt.Errorf("daemon: network: %w", err)
+		}
+		open := make(map[string]Port, len(active))
+		for i := range active {
+			tap, ok := taps[active[i].ID]
+			if !ok || active[i].Ended() {
+				continue
+			}
+			port, err := portOf(&active[i])
+			if err != nil {
+				return fmt.Errorf("daemon: VM %s: %w", active[i].ID, err)
+			}
+			port.Tap = tap
+			open[active[i].ID] = port
+		}
+		if err := d.ports.reset(ctx, open); err != nil {
+			return fmt.Errorf("daemon: network: %w", err)
+		}
+	}
+	if d.cfg.Driver == nil {
+		d.log.Warn("no hypervisor", keyErr, d.cfg.DriverError)
+	} else if _, caps, err := d.driver(ctx); err != nil {
+		d.log.Warn("no hypervisor", keyErr, err)
+	} else {
+		d.log.Info("hypervisor found", keyDriver, caps.Driver, keyAccel, caps.Accel)
+	}
+	n, err := d.lookAtAll(ctx)
+	if err == nil {
+		err = d.sweepData(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	d.log.Info("reconciled", keyCount, n)
+	return nil
+}
+
+// lookAtAll wakes a worker for every VM that is not settled, and for every id
+// that has a tap or a runtime directory: a worker that finds these unexplained
+// removes them. It returns how many VMs are not settled.
+func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
+	ids := make(map[string]bool)
+	if d.cfg.Network != nil {
+		taps, err := d.cfg.Network.Taps(ctx)
+		if err != nil {
+			return 0, err
+		}
+		for id := range taps {
+			ids[id] = true
+		}
+	}
+	dirs, err := idsIn(d.runDirs(""))
+	if err != nil {
+		return 0, err
+	}
+	for _, id := range dirs {
+		ids[id] = true
+	}
+	active, err := d.store.ActiveVMs(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for i := range active {
+		ids[active[i].ID] = true
+	}
+	for _, id := range slices.Sorted(maps.Keys(ids)) {
+		d.kick(id)
+	}
+	return len(active), nil
+}
+
+// sweepData wakes a worker for every data directory whose VM is gone. Such a
+// one is left only by a daemon that was killed while it deleted the VM.
+func (d *Daemon) sweepData(ctx context.Context) error {
+	ids, err := idsIn(d.dataDir(""))
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if _, err := d.store.VMByID(ctx, id); errors.Is(err, row.ErrNotFound) {
+			d.kick(id)
+		}
+	}
+	return ctx.Err()
+}
+
+// idsIn lists the entries of a directory that are named by a VM's id.
+func idsIn(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		if validID(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// validID reports whether a directory's name can be an id that newID made.
+func validID(s string) bool {
+	if len(s) != 12 {
+		return false
+	}
+	for i := range len(s) {
+		if (s[i] < 'a' || s[i] > 'z') && (s[i] < '2' || s[i] > '7') {
+			return false
+		}
+	}
+	return true
+}
+
+// tick does what is done again and again while the daemon runs. Nothing of it
+// is urgent, and a failure is tried again by the next.
+func (d *Daemon) tick(ctx context.Context) {
+	if _, err := d.lookAtAll(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("look at all VMs", keyErr, err)
+	}
+	if err := d.collectBlobs(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("collect blobs", keyErr, err)
+	}
+	if err := d.collectImages(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("collect images", keyErr, err)
+	}
+	if _, err := d.store.PruneEvents(ctx, d.cfg.KeepEvents); err != nil && ctx.Err() == nil {
+		d.log.Warn("prune events", keyErr, err)
+	}
+}
+
+// sweepTemp removes files that a killed daemon was writing. Only New may call
+// it: from then on such files are being written.
+func (d *Daemon) sweepTemp() error {
+	for _, dir := range []string{d.blobTemp(), d.cache.dir} {
+		temps, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
+		if err != nil {
+			return err
+		}
+		for _, path := range temps {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

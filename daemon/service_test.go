@@ -1,0 +1,5 @@
+package daemon
+
+import "github.com/volantvm/volant/daemon/httpapi"
+
+var _ httpapi.Service = (*Daemon)(nil)
