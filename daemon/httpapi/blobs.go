@@ -12,7 +12,7 @@ import (
 // image; no one is known to come near it.
 const maxBlobSize = 64 << 30
 
-// maxDrain is how many bytes of a refused upload are read and thrown away.
+// maxDrain is how many bytes of an upload that is not wanted are thrown away.
 const maxDrain = 1 << 30
 
 func (s *Server) getBlob(w http.ResponseWriter, r *http.Request) error {
@@ -39,9 +39,10 @@ func (s *Server) putBlob(w http.ResponseWriter, r *http.Request) error {
 	rc := http.NewResponseController(w)
 	body := &movingReader{r: http.MaxBytesReader(w, r.Body, maxBlobSize), rc: rc}
 	b, err := s.svc.PutBlob(r.Context(), digest, body)
-	if err != nil && body.err == nil {
+	if body.err == nil {
 		// A client that is still sending does not look for an answer, and closing
-		// the connection under it would lose the one we have.
+		// the connection under it would lose the one we have: the upload was
+		// refused, or the blob is there already.
 		_, _ = io.CopyN(io.Discard, body, maxDrain)
 	}
 	_ = rc.SetReadDeadline(time.Time{})

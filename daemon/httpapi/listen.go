@@ -54,8 +54,10 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 
 func socketPath(addr string) (string, error) {
 	path, isURL := strings.CutPrefix(addr, "unix://")
+	_, _, err := net.SplitHostPort(addr)
+	hostPort := err == nil && !strings.Contains(addr, "/")
 	switch {
-	case strings.HasPrefix(addr, "tcp://"), strings.HasPrefix(addr, "http://"), strings.HasPrefix(addr, "https://"):
+	case hostPort, strings.HasPrefix(addr, "tcp://"), strings.HasPrefix(addr, "http://"), strings.HasPrefix(addr, "https://"):
 		return "", fmt.Errorf("listen on %s: listening on TCP needs TLS and tokens, which this version does not have; "+
 			"use a Unix socket, and forward it with ssh -L to reach it from elsewhere", addr)
 	case !isURL && strings.Contains(addr, "://"):

@@ -13,7 +13,7 @@ import (
 
 func TestListen(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "run", "v.sock")
+	path := filepath.Join(dir, "run", "v:1.sock")
 	ln, err := httpapi.Listen(t.Context(), "unix://"+path)
 	if err != nil {
 		t.Fatal(err)

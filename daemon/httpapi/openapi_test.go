@@ -109,7 +109,7 @@ func TestOpenAPIGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	got = append(got, '\n')
-	file := filepath.Join("testdata", "openapi.json")
+	file := filepath.Join("..", "..", "docs", "openapi.json")
 	if flag.Lookup("update").Value.String() == "true" {
 		if err := os.WriteFile(file, got, 0o644); err != nil {
 			t.Fatal(err)
