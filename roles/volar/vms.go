@@ -106,7 +106,7 @@ type listCmd struct {
 	Query  string   `short:"q" help:"Only VMs with this in their name." placeholder:"TEXT"`
 	Limit  int      `help:"How many to list at most." placeholder:"N"`
 	Offset int      `help:"How many to skip." placeholder:"N"`
-	Sort   string   `help:"Order: ${enum}; with a minus in front, the other way round." enum:"name,created_at,updated_at,status,-name,-created_at,-updated_at,-status" default:"name" placeholder:"KEY"`
+	Sort   string   `help:"Order: name (default), created_at, updated_at or status; with a minus in front, the other way round." enum:"name,created_at,updated_at,status,-name,-created_at,-updated_at,-status" default:"name" placeholder:"KEY"`
 }
 
 // Run lists VMs.
