@@ -1,0 +1,135 @@
+// Package volantd is the daemon's command line and its composition root: it
+// parses flags and environment, assembles store, network, hypervisor, daemon and
+// API, and runs them until a signal comes. It decides nothing.
+//
+// When volantd ends, its VMs run on; the next one takes them up. "volar vms stop
+// --all" is how one stops them.
+package volantd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// Exit statuses.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// grammar is the whole command line.
+type grammar struct {
+	DataDir    string   `help:"Folder of what is kept: database, artifacts, logs." env:"VOLANT_DATA_DIR" default:"/var/lib/volant" placeholder:"DIR"`
+	RuntimeDir string   `help:"Folder of sockets and boot files; need not outlive a reboot." env:"VOLANT_RUNTIME_DIR" default:"/run/volant" placeholder:"DIR"`
+	Listen     string   `help:"Where the API listens: unix:///path (default: volantd.sock in the runtime folder)." aliases:"socket" env:"VOLANT_SOCKET,VOLANT_API_LISTEN" placeholder:"ADDR"`
+	Bridge     string   `help:"Bridge that VMs are connected to; it is made if it is not there." env:"VOLANT_BRIDGE" default:"vbr0" placeholder:"NAME"`
+	Subnet     string   `help:"IPv4 network of the bridge." env:"VOLANT_SUBNET" default:"192.168.127.0/24" placeholder:"CIDR"`
+	HostIP     string   `name:"host-ip" help:"The host's address in it (default: the first one)." env:"VOLANT_HOST_IP" placeholder:"ADDR"`
+	DNS        []string `name:"dns" help:"Nameservers of VMs (default: those of the host's resolv.conf that a VM can reach)." env:"VOLANT_DNS" placeholder:"ADDR"`
+	Hypervisor string   `help:"What runs new VMs: ${enum}." env:"VOLANT_HYPERVISOR" enum:"auto,qemu,cloud-hypervisor" default:"auto" placeholder:"NAME"`
+	QEMU       string   `name:"qemu" help:"Path of qemu-system-x86_64 (default: looked up in PATH)." env:"VOLANT_QEMU" placeholder:"PATH"`
+	LogLevel   string   `help:"What is logged: ${enum}." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
+	LogFormat  string   `help:"How it is logged: ${enum}." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
+
+	Version kong.VersionFlag `help:"Print the version and exit."`
+}
+
+// exitPanic carries an exit status out of kong, which wants to end the process
+// after --help and --version.
+type exitPanic int
+
+// Main runs volantd with args, which do not include the program's name, until
+// ctx ends or SIGINT or SIGTERM comes, and returns its exit status: 0 ended as
+// told, 1 failed, 2 wrong usage.
+func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer, version string) (status int) {
+	if len(args) == 1 && args[0] == "--version" {
+		fmt.Fprintf(stdout, "volantd %s\n", version) // without building the grammar
+		return exitOK
+	}
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case exitPanic:
+			status = int(p)
+		default:
+			panic(p)
+		}
+	}()
+	var g grammar
+	parser, err := kong.New(&g,
+		kong.Name("volantd"),
+		kong.Description("volantd runs VMs. It must be root. VMs outlive it: volar vms stop --all stops them."),
+		kong.Vars{"version": "volantd " + version},
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { panic(exitPanic(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+	)
+	if err != nil {
+		fmt.Fprintf(stderr, "volantd: %v\n", err)
+		return exitFailed
+	}
+	if _, err := parser.Parse(args); err != nil {
+		fmt.Fprintf(stderr, "volantd: %v\nhint: volantd --help shows what it takes\n", err)
+		return exitUsage
+	}
+	opt, err := g.options(version, stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "volantd: %v\n", err)
+		return exitUsage
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	if err := Run(ctx, opt); err != nil {
+		fmt.Fprintf(stderr, "volantd: %v\n", err)
+		var hinted interface{ Hint() string }
+		if errors.As(err, &hinted) {
+			fmt.Fprintf(stderr, "hint: %s\n", hinted.Hint())
+		}
+		return exitFailed
+	}
+	return exitOK
+}
+
+func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
+	opt := Options{
+		DataDir: g.DataDir, RuntimeDir: g.RuntimeDir, Listen: g.Listen, Bridge: g.Bridge,
+		Hypervisor: g.Hypervisor, QEMU: g.QEMU, Version: version,
+	}
+	if err := opt.setNetwork(g.Subnet, g.HostIP, g.DNS); err != nil {
+		return opt, err
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(strings.ToUpper(g.LogLevel))); err != nil {
+		return opt, err
+	}
+	handler := &slog.HandlerOptions{Level: level}
+	if g.LogFormat == "json" {
+		opt.Log = slog.New(slog.NewJSONHandler(stderr, handler))
+	} else {
+		opt.Log = slog.New(slog.NewTextHandler(stderr, handler))
+	}
+	return opt, nil
+}
+
+// rootError says that the process lacks rights.
+type rootError struct{}
+
+func (rootError) Error() string { return "it must run as root: it makes network devices and machines" }
+func (rootError) Hint() string  { return "sudo volantd" }
+
+func checkRoot(euid int) error {
+	if euid != 0 {
+		return rootError{}
+	}
+	return nil
+}

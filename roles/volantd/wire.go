@@ -1,0 +1,127 @@
+package volantd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/daemon"
+	"github.com/volantvm/volant/daemon/httpapi"
+	"github.com/volantvm/volant/daemon/netdev"
+	"github.com/volantvm/volant/hv/qemu"
+	"github.com/volantvm/volant/ipam"
+	"github.com/volantvm/volant/store"
+)
+
+// Run assembles a daemon and runs it until ctx ends, which is no error. Its VMs
+// run on. What it took (locks, socket, database) is given back when it returns.
+func Run(ctx context.Context, opt Options) (err error) {
+	if err := opt.check(); err != nil {
+		return err
+	}
+	if err := checkRoot(os.Geteuid()); err != nil {
+		return err
+	}
+	var undo []func() error
+	defer func() {
+		for i := len(undo) - 1; i >= 0; i-- {
+			err = errors.Join(err, undo[i]())
+		}
+	}()
+
+	// One volantd a data folder, and the lock before the database: opening it
+	// may bring its schema up to date.
+	if err := os.MkdirAll(opt.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	lock, err := httpapi.LockFile(filepath.Join(opt.DataDir, "state.lock"))
+	if err != nil {
+		return fmt.Errorf("data folder %s: another volantd uses it: %w", opt.DataDir, err)
+	}
+	undo = append(undo, lock.Close)
+	ln, err := httpapi.Listen(ctx, opt.Listen)
+	if err != nil {
+		return err
+	}
+	undo = append(undo, ln.Close)
+
+	st, err := store.Open(ctx, filepath.Join(opt.DataDir, "state.db"), store.Options{AfterCommit: opt.AfterCommit})
+	if err != nil {
+		return err
+	}
+	undo = append(undo, st.Close)
+	pool, err := ipam.NewPool(opt.Subnet, opt.HostIP)
+	if err != nil {
+		return err
+	}
+	nd, err := netdev.New(netdev.Config{Bridge: opt.Bridge, Prefix: netip.PrefixFrom(opt.HostIP, opt.Subnet.Bits())})
+	if err != nil {
+		return err
+	}
+	d, err := daemon.New(daemon.Config{
+		Store: st, Driver: qemu.New(qemu.Config{Binary: opt.QEMU}), Network: network{nd, opt.Log}, Pool: pool,
+		Bridge: opt.Bridge, Nameservers: opt.DNS, DataDir: opt.DataDir, RuntimeDir: opt.RuntimeDir, AgentBinary: opt.AgentBinary,
+		Version: opt.Version, Listen: "unix:" + ln.Addr().String(), BootTimeout: opt.BootTimeout, Log: opt.Log,
+	})
+	if err != nil {
+		return err
+	}
+	undo = append(undo, d.Close)
+	srv := httpapi.New(httpapi.Config{Service: d, Version: opt.Version, Logger: opt.Log})
+
+	// The API ends first, then the daemon; whichever fails ends the other.
+	daemonCtx, endDaemon := context.WithCancel(context.WithoutCancel(ctx))
+	defer endDaemon()
+	apiCtx, endAPI := context.WithCancel(ctx)
+	defer endAPI()
+	var wg sync.WaitGroup
+	var runErr error
+	wg.Go(func() {
+		defer endAPI()
+		runErr = d.Run(daemonCtx)
+	})
+	wg.Go(func() { announce(apiCtx, opt, d) })
+	serveErr := srv.Serve(apiCtx, ln)
+	endAPI()
+	endDaemon()
+	wg.Wait()
+	opt.Log.Info("volantd ends; VMs run on")
+	return errors.Join(runErr, serveErr)
+}
+
+// announce says that volantd is ready, and on what, once it is.
+func announce(ctx context.Context, opt Options, d *daemon.Daemon) {
+	select {
+	case <-d.Ready():
+	case <-ctx.Done():
+		return
+	}
+	info, err := d.SystemInfo(ctx)
+	if err != nil {
+		info.Hypervisor = api.Hypervisor{Error: err.Error()}
+	}
+	h := info.Hypervisor
+	attrs := []any{"version", opt.Version, "listen", opt.Listen, "subnet", opt.Subnet}
+	if h.Error != "" {
+		opt.Log.Warn("volantd is ready, but cannot start VMs", append(attrs, "err", h.Error)...)
+	} else {
+		attrs = append(attrs, "hypervisor", h.Driver+" "+h.Version, "accel", h.Accel)
+		if h.Notice != "" {
+			attrs = append(attrs, "notice", h.Notice)
+		}
+		opt.Log.Info("volantd is ready", attrs...)
+	}
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if err := notify(socket, "READY=1"); err != nil {
+		opt.Log.Warn("the service manager was not told", "err", err)
+	}
+	context.AfterFunc(ctx, func() { _ = notify(socket, "STOPPING=1") }) // too late to do anything about it
+	if opt.Ready != nil {
+		opt.Ready()
+	}
+}
