@@ -72,7 +72,6 @@ func (w waitFlag) resolve(timeout time.Duration, def api.VMWait, also ...api.VMW
 // what becomes of the VM when do takes long.
 func (c *cli) withProgress(cl *client.Client, name string, do func() error) error {
 	ctx, cancel := context.WithCancel(c.ctx)
-	begin := c.now()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		select {
@@ -87,7 +86,7 @@ func (c *cli) withProgress(cl *client.Client, name string, do func() error) erro
 		c.notef("%s: waiting; it is %s", name, printable(describe(vm)))
 		// Failing to follow is no failure of do: the progress just ends.
 		_ = cl.Events(ctx, api.EventFilter{VM: vm.Name}, true, func(e api.Event) error {
-			if e.VMID == vm.ID && !e.Time.Before(begin) {
+			if e.VMID == vm.ID && e.Time.After(vm.UpdatedAt) {
 				c.notef("%s: %s", name, printable(eventWords(e)))
 			}
 			return nil
