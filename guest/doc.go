@@ -1,0 +1,68 @@
+// Package guest is kestrel: process 1 of every Volant machine, and the agent
+// that the host talks to. It brings the guest up, runs one workload, tells the
+// host how that goes, and powers the machine off. It knows nothing of the
+// daemon; what the two say to each other is package wire.
+//
+// # Boot
+//
+// Run goes through these steps in order. Each is timed on CLOCK_BOOTTIME and
+// reported in wire.Hello.Timeline under the name given here. A step is fatal
+// unless it says otherwise: the guest says why on the console, tells the host
+// if the agent is already there, and powers off. It never hangs.
+//
+//  0. guard: refuse to act anywhere but in a Volant guest (see below).
+//  1. kernel: not a step of kestrel's, but the time before it.
+//  2. mounts: proc, sys, dev, dev/pts, dev/shm, run, tmp, cgroup2. All but proc,
+//     sys and dev are survived when they fail.
+//  3. modules: load what wire.ModulesDir lists. Survived: a module that was
+//     needed makes a later step fail with a clearer message.
+//  4. agent: begin to serve the agent API on the virtio-serial port and on
+//     AF_VSOCK, beside all that follows, so that the host hears of a boot that
+//     fails. Recorded when the first of the two listens. A guest that has
+//     neither carries on without.
+//  5. config: find the disk with the serial wire.ConfigSerial, read and verify
+//     the boot configuration.
+//  6. identity: clock, host name, /etc/hostname, /etc/hosts, /etc/machine-id.
+//     Survived.
+//  7. entropy: credit the host's seed to the kernel's pool. Survived.
+//  8. network: loopback, and where configured the NIC with that MAC: MTU,
+//     address, default route, /etc/resolv.conf.
+//  9. workload: user, environment, working directory, start.
+//  10. ready: from the start of the workload until its health check first
+//     succeeds; without one, until BaseURL's port accepts; without either, at
+//     once.
+//
+// # The guard
+//
+// Kestrel mounts over /proc and /dev, sets the clock, kills every process and
+// powers off. The same binary is installed on hosts, so Run first asks Guard,
+// and Guard refuses unless all of this holds:
+//
+//   - this is process 1 (of its pid namespace, hence the next points too);
+//   - / is a ramfs or tmpfs, as only an initramfs is;
+//   - the kernel command line carries volant.vm=.
+//
+// The first two are asked without touching anything. The kernel hands dotted
+// parameters to nobody, neither as arguments nor in the environment, so the
+// third needs /proc, which nobody has mounted before process 1. Only after the
+// first two were granted does Guard make and mount /proc, and if the parameter
+// is not there it unmounts and removes it again before it refuses.
+//
+// # The end
+//
+// A workload that exits for good, or cannot be started, ends the machine.
+// Before powering off, the guest waits for the host to learn the final
+// wire.Status: until the host posts wire.PathShutdown, or 1 s after a response
+// carried that status (time to fetch the last logs), or 5 s when nobody asks.
+// On request (wire.PathShutdown, SIGTERM, the ACPI power button) the workload's
+// process group gets its stop signal and its grace, then SIGKILL; open log
+// streams are drained and ended; then everything is killed, file systems are
+// synced and unmounted, and the machine powers off. A watchdog powers off when
+// that takes too long. A panic in kestrel takes the same way out.
+//
+// # One owner of wait4
+//
+// Process 1 inherits every orphan. Only reaper.go calls wait4; whoever starts
+// a process does it through the reaper and gets the status from it. Neither
+// exec.Cmd nor os.Process.Wait may be used in this package.
+package guest

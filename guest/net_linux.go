@@ -1,0 +1,146 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/guest/wire"
+)
+
+// nicTimeout is how long the NIC may take to appear.
+const nicTimeout = 10 * time.Second
+
+func (kernel) Loopback() error {
+	if err := mine("configure the network"); err != nil {
+		return err
+	}
+	return loopbackUp()
+}
+
+func (kernel) Network(cfg wire.NetworkConfig) error {
+	if err := mine("configure the network"); err != nil {
+		return err
+	}
+	return configureNIC(cfg, nicTimeout)
+}
+
+// loopbackUp brings lo up; the kernel gives it its addresses.
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// configureNIC configures the link with cfg's MAC in the network namespace of
+// the calling thread.
+func configureNIC(cfg wire.NetworkConfig, timeout time.Duration) error {
+	link, err := awaitLink(cfg.MAC, timeout)
+	if err != nil {
+		return err
+	}
+	name := link.Attrs().Name
+	if cfg.MTU != 0 {
+		if err := netlink.LinkSetMTU(link, cfg.MTU); err != nil {
+			return fmt.Errorf("%s: mtu %d: %w", name, cfg.MTU, err)
+		}
+	}
+	addr := &netlink.Addr{IPNet: &net.IPNet{
+		IP:   cfg.Address.Addr().AsSlice(),
+		Mask: net.CIDRMask(cfg.Address.Bits(), cfg.Address.Addr().BitLen()),
+	}}
+	if cfg.Address.Addr().Is6() {
+		// The host assigned it to nobody else; do not wait for detection.
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	if err := netlink.AddrReplace(link, addr); err != nil {
+		return fmt.Errorf("%s: address %s: %w", name, cfg.Address, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("%s: up: %w", name, err)
+	}
+	if !cfg.Gateway.IsValid() {
+		return nil
+	}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: cfg.Gateway.AsSlice()}
+	if err := netlink.RouteReplace(route); err != nil {
+		return fmt.Errorf("%s: default route by %s: %w", name, cfg.Gateway, err)
+	}
+	return nil
+}
+
+// awaitLink waits for the link with a MAC address.
+func awaitLink(mac string, timeout time.Duration) (netlink.Link, error) {
+	deadline := time.Now().Add(timeout)
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		links, err := netlink.LinkList()
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, err
+		}
+		for _, l := range links {
+			if l.Attrs().HardwareAddr.String() == mac {
+				return l, nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("no NIC with the address %s within %s", mac, timeout)
+		}
+		time.Sleep(wait)
+	}
+}
+
+// PowerButton listens to the kernel's ACPI events (drivers/acpi/event.c), which
+// it multicasts by generic netlink.
+func (kernel) PowerButton(pressed func()) error {
+	family, err := netlink.GenlFamilyGet("acpi_event")
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			err = os.ErrNotExist
+		}
+		return err
+	}
+	group := -1
+	for _, g := range family.Groups {
+		if g.Name == "acpi_mc_group" {
+			group = int(g.ID)
+		}
+	}
+	if group < 0 {
+		return os.ErrNotExist
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_GENERIC)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	f := os.NewFile(uintptr(fd), "acpi_event")
+	err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	if err == nil {
+		err = os.NewSyscallError("join acpi_mc_group", unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	go func() {
+		defer f.Close()
+		b := make([]byte, 8192)
+		for {
+			n, err := f.Read(b)
+			if err != nil && !errors.Is(err, syscall.ENOBUFS) {
+				return
+			}
+			if isPowerButton(b[:max(n, 0)]) {
+				pressed()
+			}
+		}
+	}()
+	return nil
+}

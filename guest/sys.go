@@ -1,0 +1,196 @@
+package guest
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/volantvm/volant/guest/wire"
+)
+
+// Sys is what kestrel asks of the kernel, so that its steps can be tested on a
+// machine that must not be touched. NewSys returns the real one. All paths are
+// absolute.
+type Sys interface {
+	Getpid() int
+	// FSMagic returns f_type of statfs(2).
+	FSMagic(path string) (int64, error)
+	// Uptime is CLOCK_BOOTTIME.
+	Uptime() time.Duration
+	// Release is uname -r.
+	Release() string
+
+	Mount(m Mount) error
+	Unmount(target string) error
+	LoadModule(path string) error
+	SetClock(t time.Time) error
+	SetHostname(name string) error
+	AddEntropy(seed []byte) error
+	// Loopback brings lo up. Network configures the NIC with cfg's MAC, and
+	// waits a bounded time for it to appear.
+	Loopback() error
+	Network(cfg wire.NetworkConfig) error
+
+	Files
+	Processes
+
+	// OpenPort opens a virtio-serial port for wire.NewAcceptor.
+	OpenPort(path string) (io.ReadWriteCloser, error)
+	// Vsock listens on AF_VSOCK for connections from the host. The error is
+	// fs.ErrNotExist where the machine has no vsock.
+	Vsock(port uint32) (net.Listener, error)
+	// PowerButton calls pressed for every press of the ACPI power button, from
+	// a goroutine of its own. The error is fs.ErrNotExist where there is none.
+	PowerButton(pressed func()) error
+
+	// KillAll sends SIGKILL to every process but this one.
+	KillAll()
+	Sync()
+	// PowerOff does not return when it succeeds.
+	PowerOff() error
+}
+
+// Mount is one mount(2).
+type Mount struct {
+	Source, Target, Type string
+	Flags                uintptr
+	Data                 string
+}
+
+// Files is the part of Sys that deals in files.
+type Files interface {
+	// ReadFile fails on files of more than 1 MiB.
+	ReadFile(path string) ([]byte, error)
+	// WriteFile replaces the file whole, also where path is a symbolic link,
+	// and makes its directory.
+	WriteFile(path string, data []byte, perm fs.FileMode) error
+	MkdirAll(path string, perm fs.FileMode) error
+	Remove(path string) error
+	Symlink(target, path string) error
+	Glob(pattern string) ([]string, error)
+	Open(path string, flag int) (*os.File, error)
+	Stat(path string) (fs.FileInfo, error)
+}
+
+// Processes is the part of Sys that deals in processes.
+type Processes interface {
+	// Spawn starts a process and returns its pid.
+	Spawn(p Process) (int, error)
+	// Wait reaps one child that ended, without blocking. A pid of zero means
+	// that none has.
+	Wait() (pid int, status syscall.WaitStatus, err error)
+	// Kill is kill(2) for one process, or one process group when pid is
+	// negative. It refuses 0, 1 and -1.
+	Kill(pid int, sig syscall.Signal) error
+}
+
+// Process describes a process to start, in a session of its own.
+type Process struct {
+	Path   string // of the program, relative to Dir if it is not absolute
+	Args   []string
+	Env    []string
+	Dir    string
+	Files  []uintptr // file descriptors 0, 1, 2
+	User   syscall.Credential
+	Cgroup *os.File // directory of a cgroup v2 to start in; nil for none
+}
+
+// maxFile is the most that ReadFile reads, in bytes.
+const maxFile = 1 << 20
+
+// rooted implements Files below a directory, which is "/" in a guest.
+type rooted string
+
+func (r rooted) at(path string) string { return filepath.Join(string(r), path) }
+
+func (r rooted) ReadFile(path string) ([]byte, error) {
+	f, err := os.Open(r.at(path))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(b) > maxFile {
+		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("file is larger than 1 MiB")}
+	}
+	return b, err
+}
+
+func (r rooted) WriteFile(path string, data []byte, perm fs.FileMode) error {
+	dir := filepath.Dir(r.at(path))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".volant-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(perm), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), r.at(path))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+func (r rooted) MkdirAll(path string, perm fs.FileMode) error { return os.MkdirAll(r.at(path), perm) }
+func (r rooted) Remove(path string) error                     { return os.Remove(r.at(path)) }
+func (r rooted) Symlink(target, path string) error            { return os.Symlink(target, r.at(path)) }
+func (r rooted) Stat(path string) (fs.FileInfo, error)        { return os.Stat(r.at(path)) }
+func (r rooted) Open(path string, flag int) (*os.File, error) {
+	return os.OpenFile(r.at(path), flag, 0)
+}
+
+func (r rooted) Glob(pattern string) ([]string, error) {
+	paths, err := filepath.Glob(r.at(pattern))
+	for i, p := range paths {
+		paths[i] = "/" + strings.TrimLeft(strings.TrimPrefix(p, string(r)), "/")
+	}
+	return paths, err
+}
+
+// processes implements Processes.
+type processes struct{}
+
+func (processes) Spawn(p Process) (int, error) {
+	sys := &syscall.SysProcAttr{Setsid: true, Credential: &p.User}
+	if p.Cgroup != nil {
+		sys.UseCgroupFD, sys.CgroupFD = true, int(p.Cgroup.Fd())
+	}
+	// Not os.StartProcess: it watches the process by a pidfd, and probes for
+	// pidfds with a child of its own.
+	pid, _, err := syscall.StartProcess(p.Path, p.Args, &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Files: p.Files, Sys: sys})
+	return pid, err
+}
+
+func (processes) Wait() (int, syscall.WaitStatus, error) {
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		switch err {
+		case nil:
+			return pid, status, nil
+		case syscall.EINTR:
+		case syscall.ECHILD:
+			return 0, 0, nil
+		default:
+			return 0, 0, os.NewSyscallError("wait4", err)
+		}
+	}
+}
+
+func (processes) Kill(pid int, sig syscall.Signal) error {
+	if pid == 0 || pid == 1 || pid == -1 {
+		return os.NewSyscallError("kill", syscall.EPERM)
+	}
+	return os.NewSyscallError("kill", syscall.Kill(pid, sig))
+}
