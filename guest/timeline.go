@@ -1,0 +1,42 @@
+package guest
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/volantvm/volant/guest/wire"
+)
+
+// errSurvived marks the error of a step that the boot carries on without.
+var errSurvived = errors.New("carried on")
+
+// timeline records the steps of the boot. It is safe for concurrent use.
+type timeline struct {
+	now func() time.Duration // CLOCK_BOOTTIME
+
+	mu    sync.Mutex
+	steps []wire.Step
+}
+
+// add records a step that began at start and ends now.
+func (t *timeline) add(name string, start time.Duration, err error) {
+	s := wire.Step{Name: name, Start: start, Took: t.now() - start}
+	if err != nil {
+		s.Error = err.Error()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.steps = append(t.steps, s)
+}
+
+// snapshot returns the steps in the order in which they began.
+func (t *timeline) snapshot() []wire.Step {
+	t.mu.Lock()
+	steps := slices.Clone(t.steps)
+	t.mu.Unlock()
+	slices.SortStableFunc(steps, func(a, b wire.Step) int { return cmp.Compare(a.Start, b.Start) })
+	return steps
+}
