@@ -1,0 +1,86 @@
+package guest
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+)
+
+// reaper is the only caller of wait4 in the guest. It hands the status of a
+// process to whoever started it, and buries orphans in silence.
+type reaper struct {
+	sys Processes
+	log *slog.Logger
+
+	// mu is held from before a process is started until its waiter is known,
+	// so that no process can end unnoticed in between.
+	mu      sync.Mutex
+	waiters map[int]chan<- syscall.WaitStatus
+}
+
+func newReaper(sys Processes, log *slog.Logger) *reaper {
+	return &reaper{sys: sys, log: log, waiters: make(map[int]chan<- syscall.WaitStatus)}
+}
+
+// start starts a process. Its status is sent on the channel once, when it has
+// ended.
+func (r *reaper) start(p Process) (pid int, exited <-chan syscall.WaitStatus, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pid, err = r.sys.Spawn(p)
+	if err != nil {
+		return 0, nil, err
+	}
+	ch := make(chan syscall.WaitStatus, 1)
+	r.waiters[pid] = ch
+	return pid, ch, nil
+}
+
+// signal sends sig to the process group of a process that start returned,
+// unless its leader has been reaped: its number may be another's by now.
+func (r *reaper) signal(pid int, sig syscall.Signal) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, alive := r.waiters[pid]; !alive {
+		return os.ErrProcessDone
+	}
+	return r.sys.Kill(-pid, sig)
+}
+
+// run reaps until ctx is over.
+func (r *reaper) run(ctx context.Context) {
+	sigs := make(chan os.Signal, 1) // signals merge, so one place is enough
+	signal.Notify(sigs, syscall.SIGCHLD)
+	defer signal.Stop(sigs)
+	for {
+		r.reap() // before the first signal too: process 1 may be born with children
+		select {
+		case <-sigs:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reap collects every child that has ended.
+func (r *reaper) reap() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		pid, status, err := r.sys.Wait()
+		if err != nil {
+			r.log.Error("reap", keyErr, err)
+			return
+		}
+		if pid <= 0 {
+			return
+		}
+		if ch, ok := r.waiters[pid]; ok && (status.Exited() || status.Signaled()) {
+			delete(r.waiters, pid)
+			ch <- status
+		}
+	}
+}

@@ -1,0 +1,360 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/guest/wire"
+)
+
+const (
+	// The delay before a workload is started again doubles from backoffMin to
+	// backoffMax, and begins anew once the workload ran for backoffReset.
+	backoffMin   = 100 * time.Millisecond
+	backoffMax   = 30 * time.Second
+	backoffReset = 10 * time.Second
+
+	// drainTimeout is how long the output of a process may be read after it
+	// ended; what it left behind in a pipe is there at once.
+	drainTimeout = 500 * time.Millisecond
+
+	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+
+// workload starts the process that the VM exists for, and starts it again as
+// its restart policy says. One goroutine uses it.
+type workload struct {
+	sys    Sys
+	log    *slog.Logger
+	ring   *logRing
+	reaper *reaper
+	status *status
+	cgroup *cgroup
+
+	cfg        wire.WorkloadConfig
+	process    Process // what prepare found
+	stopSignal syscall.Signal
+	// started is called in a goroutine for every start; its ctx ends with the
+	// process.
+	started func(ctx context.Context)
+	// grace is how long a process may take to end after the stop signal.
+	grace func() time.Duration
+}
+
+// prepare checks everything that can be known before the start.
+func (w *workload) prepare(hostname string) error {
+	acct, err := lookupUser(w.sys, w.cfg.User)
+	if err != nil {
+		return err
+	}
+	w.stopSignal, err = parseSignal(w.cfg.StopSignal)
+	if err != nil {
+		return err
+	}
+	dir := path.Join("/", w.cfg.Workdir)
+	if err := w.sys.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("working directory: %w", err)
+	}
+	env := workloadEnv(w.cfg.Env, hostname, acct.home)
+	program, err := lookupProgram(w.sys, w.cfg.Args[0], dir, envValue(env, "PATH"))
+	if err != nil {
+		return err
+	}
+	w.process = Process{Path: program, Args: w.cfg.Args, Env: env, Dir: dir, User: acct.Credential}
+	return nil
+}
+
+// running is a process of the workload.
+type running struct {
+	pid    int
+	exited <-chan syscall.WaitStatus
+	since  time.Time
+	ooms   int64 // kills by the OOM killer before it
+	output []*os.File
+	copies *sync.WaitGroup // of output to the ring
+	cancel context.CancelFunc
+	side   *sync.WaitGroup // of started
+}
+
+// start starts the process, for the first time or again.
+func (w *workload) start(again bool) (*running, error) {
+	null, err := os.OpenFile("/dev/null", os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	r := &running{copies: new(sync.WaitGroup), side: new(sync.WaitGroup), ooms: w.cgroup.oomKills()}
+	p := w.process
+	p.Files = []uintptr{null.Fd()}
+	for range 2 {
+		from, to, err := os.Pipe()
+		if err != nil {
+			r.closeOutput()
+			return nil, err
+		}
+		defer to.Close()
+		r.output = append(r.output, from)
+		p.Files = append(p.Files, to.Fd())
+	}
+	if dir := w.cgroup.dir(); dir != nil {
+		p.Cgroup = dir
+	}
+	r.since = time.Now()
+	r.pid, r.exited, err = w.reaper.start(p)
+	if err != nil {
+		r.closeOutput()
+		return nil, explainStart(w.sys, p, err)
+	}
+	for i, stream := range []wire.LogStream{wire.Stdout, wire.Stderr} {
+		r.copies.Go(func() { capture(r.output[i], stream, w.ring) })
+	}
+	w.status.update(func(s *wire.Status) {
+		s.Workload, s.PID, s.Healthy = wire.WorkloadRunning, r.pid, nil
+		if again {
+			s.Restarts++
+		}
+	})
+	w.log.Info("workload started", keyPID, r.pid)
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel = cancel
+	r.side.Go(func() { w.started(ctx) })
+	return r, nil
+}
+
+func (r *running) closeOutput() {
+	for _, f := range r.output {
+		f.Close()
+	}
+}
+
+// supervise waits for the process and starts it again for as long as the
+// policy says, or until ctx is over, which means to stop it. It returns the
+// status that the guest ends with.
+func (w *workload) supervise(ctx context.Context, r *running) func(*wire.Status) {
+	backoff := time.Duration(0)
+	for {
+		exit := w.wait(ctx, r)
+		w.log.Info("workload exited", keyExit, exit.Code, keySignal, exit.Signal)
+		over := func(s *wire.Status) {
+			s.Workload, s.PID, s.Exit, s.Healthy = wire.WorkloadExited, 0, &exit, nil
+		}
+		again := w.cfg.Restart == wire.RestartAlways || w.cfg.Restart == wire.RestartOnFailure && exit.Code != 0
+		if !again || ctx.Err() != nil {
+			return over
+		}
+		backoff = nextBackoff(backoff, time.Since(r.since))
+		w.status.update(func(s *wire.Status) {
+			over(s)
+			s.Workload = wire.WorkloadBackoff
+		})
+		w.log.Info("workload will be started again", keyDelay, backoff)
+		if !sleep(ctx, backoff) {
+			return over
+		}
+		next, err := w.start(true)
+		if err != nil {
+			return func(s *wire.Status) {
+				over(s)
+				s.Workload, s.Error = wire.WorkloadFailed, err.Error()
+			}
+		}
+		r = next
+	}
+}
+
+// nextBackoff is the delay before the next start of a workload that ran for
+// ran, after a delay of last.
+func nextBackoff(last, ran time.Duration) time.Duration {
+	if last == 0 || ran >= backoffReset {
+		return backoffMin
+	}
+	return min(2*last, backoffMax)
+}
+
+// wait waits until the process has ended, stopping it when ctx is over, and
+// cleans up after it.
+func (w *workload) wait(ctx context.Context, r *running) wire.WorkloadExit {
+	var ws syscall.WaitStatus
+	select {
+	case ws = <-r.exited:
+	case <-ctx.Done():
+		ws = w.stop(r)
+	}
+	at := time.Now()
+	// Like a container, the workload is over when its first process is.
+	w.cgroup.kill()
+	r.cancel()
+	r.side.Wait()
+	drained := make(chan struct{})
+	go func() {
+		r.copies.Wait()
+		close(drained)
+	}()
+	t := time.NewTimer(drainTimeout)
+	defer t.Stop()
+	select {
+	case <-drained:
+	case <-t.C: // somebody else holds the pipe
+	}
+	r.closeOutput()
+	<-drained
+	return exitOf(ws, at, w.cgroup.oomKills() > r.ooms)
+}
+
+// stop asks the process to end, and kills it when its grace is over.
+func (w *workload) stop(r *running) syscall.WaitStatus {
+	for _, attempt := range []struct {
+		sig   syscall.Signal
+		grace time.Duration
+	}{{w.stopSignal, w.grace()}, {syscall.SIGKILL, killTimeout}} {
+		w.log.Info("stopping the workload", keySignal, unix.SignalName(attempt.sig))
+		if err := w.reaper.signal(r.pid, attempt.sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			w.log.Warn("signal the workload", keyErr, err)
+		}
+		t := time.NewTimer(attempt.grace)
+		select {
+		case ws := <-r.exited:
+			t.Stop()
+			return ws
+		case <-t.C:
+		}
+	}
+	w.log.Error("the workload cannot be killed", keyPID, r.pid)
+	return syscall.WaitStatus(syscall.SIGKILL)
+}
+
+// killTimeout is how long the kernel may take to end a killed process, which
+// may be stuck in a device.
+const killTimeout = 5 * time.Second
+
+// exitOf translates a wait status.
+func exitOf(ws syscall.WaitStatus, at time.Time, oom bool) wire.WorkloadExit {
+	exit := wire.WorkloadExit{Code: ws.ExitStatus(), Time: at}
+	if ws.Signaled() {
+		exit.Code = 128 + int(ws.Signal())
+		exit.Signal = unix.SignalName(ws.Signal())
+		if exit.Signal == "" {
+			exit.Signal = fmt.Sprintf("SIG%d", int(ws.Signal())) // a real-time signal
+		}
+		exit.OOMKilled = oom && ws.Signal() == syscall.SIGKILL
+	}
+	return exit
+}
+
+// parseSignal knows signals by name, with or without SIG.
+func parseSignal(name string) (syscall.Signal, error) {
+	if name == "" {
+		return syscall.SIGTERM, nil
+	}
+	full := strings.ToUpper(name)
+	if !strings.HasPrefix(full, "SIG") {
+		full = "SIG" + full
+	}
+	if sig := unix.SignalNum(full); sig != 0 {
+		return sig, nil
+	}
+	return 0, fmt.Errorf("stop signal %q is not the name of a signal", name)
+}
+
+// workloadEnv is the environment of the workload: what it was given, the last
+// value of each name, and what any program may expect.
+func workloadEnv(given []string, hostname, home string) []string {
+	all := append([]string{"PATH=" + defaultPath, "HOSTNAME=" + hostname, "HOME=" + home}, given...)
+	var env []string
+	seen := make(map[string]bool)
+	for _, kv := range slices.Backward(all) {
+		name, _, _ := strings.Cut(kv, "=")
+		if !seen[name] {
+			seen[name] = true
+			env = append(env, kv)
+		}
+	}
+	slices.Reverse(env)
+	return env
+}
+
+func envValue(env []string, name string) string {
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// lookupProgram finds the program for argv[0], as execvp(3) would from the
+// directory dir.
+func lookupProgram(files Files, name, dir, search string) (string, error) {
+	if strings.Contains(name, "/") {
+		abs := name
+		if !path.IsAbs(name) {
+			abs = path.Join(dir, name)
+		}
+		if err := executable(files, abs); err != nil {
+			return "", fmt.Errorf("command %q: %w", name, err)
+		}
+		return abs, nil
+	}
+	denied := error(nil)
+	for _, p := range strings.Split(search, ":") {
+		abs := path.Join(dir, p, name)
+		if path.IsAbs(p) {
+			abs = path.Join(p, name)
+		}
+		err := executable(files, abs)
+		if err == nil {
+			return abs, nil
+		}
+		if denied == nil && !errors.Is(err, fs.ErrNotExist) {
+			denied = fmt.Errorf("command %q: %w", name, err)
+		}
+	}
+	if denied != nil {
+		return "", denied
+	}
+	return "", fmt.Errorf("command %q is in none of the directories of PATH=%s", name, search)
+}
+
+func executable(files Files, name string) error {
+	info, err := files.Stat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+	case err != nil:
+		return err
+	case info.IsDir():
+		return fmt.Errorf("%s is a directory", name)
+	case info.Mode()&0o111 == 0:
+		return fmt.Errorf("%s is not executable (mode %v)", name, info.Mode())
+	}
+	return nil
+}
+
+// explainStart says what an error of execve(2) means for a program that is
+// there and executable.
+func explainStart(files Files, p Process, err error) error {
+	why := ""
+	switch {
+	case errors.Is(err, syscall.ENOENT):
+		if executable(files, p.Path) == nil {
+			why = ": its interpreter or dynamic loader is not in the image"
+		}
+	case errors.Is(err, syscall.ENOEXEC):
+		why = ": not a program for this machine (another architecture, or a script without #!)"
+	case errors.Is(err, syscall.EACCES):
+		why = fmt.Sprintf(": uid %d may not execute it or enter %s", p.User.Uid, p.Dir)
+	}
+	return fmt.Errorf("start %s: %w%s", p.Path, err, why)
+}
