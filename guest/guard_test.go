@@ -82,6 +82,9 @@ func TestRealSysRefuses(t *testing.T) {
 	if err := Guard(sys); !errors.Is(err, ErrRefused) {
 		t.Fatalf("Guard() = %v, want ErrRefused", err)
 	}
+	if err := Run(t.Context(), Config{Sys: sys}); !errors.Is(err, ErrRefused) {
+		t.Fatalf("Run() = %v, want ErrRefused", err)
+	}
 }
 
 func TestKernelParam(t *testing.T) {

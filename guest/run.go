@@ -1,0 +1,425 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/volantvm/volant/guest/wire"
+)
+
+const (
+	// lingerUnread is how long the final status waits for a host to ask, and
+	// lingerRead how long the guest stays after one was told, for the last logs.
+	lingerUnread = 5 * time.Second
+	lingerRead   = time.Second
+	// closeTimeout is how long open requests may take to end, and offTimeout
+	// how long sync and unmount may.
+	closeTimeout = 2 * time.Second
+	offTimeout   = 10 * time.Second
+)
+
+// Config is what Run needs.
+type Config struct {
+	Sys     Sys
+	Version string    // of this binary
+	Console io.Writer // for the first line and the last words
+}
+
+// Run is the life of a guest: it boots, supervises the workload, and powers the
+// machine off when that is over, when the host asks for it, or when ctx ends.
+// It returns only when it refused to act (ErrRefused) or when the machine could
+// not be powered off.
+func Run(ctx context.Context, cfg Config) error {
+	if err := Guard(cfg.Sys); err != nil {
+		return err
+	}
+	k := newKestrel(cfg)
+	k.fatal(k.guarded(func() error { return k.life(ctx) }))
+	return k.powerOff()
+}
+
+// kestrel is one guest's life.
+type kestrel struct {
+	sys     Sys
+	version string
+	console io.Writer
+
+	sink     *logSink
+	log      *slog.Logger
+	ring     *logRing
+	timeline *timeline
+	status   *status
+	reaper   *reaper
+	agent    *agent
+	boot     wire.BootConfig // final once configured is closed; zero where it could not be read
+
+	configured chan struct{}
+	quit       chan struct{} // ends requests to the agent
+	failed     chan error    // a panic in a goroutine
+	stop       chan struct{} // somebody asked for a shutdown
+	stopOnce   sync.Once
+	grace      atomic.Int64 // time.Duration
+	wg         sync.WaitGroup
+}
+
+func newKestrel(cfg Config) *kestrel {
+	k := &kestrel{
+		sys: cfg.Sys, version: cfg.Version, console: cfg.Console,
+		ring:       newLogRing(logRingBytes),
+		timeline:   &timeline{now: cfg.Sys.Uptime},
+		configured: make(chan struct{}), quit: make(chan struct{}),
+		failed: make(chan error, 1), stop: make(chan struct{}),
+	}
+	k.timeline.add("kernel", 0, nil)
+	k.sink = &logSink{ring: k.ring}
+	k.log = newLogger(k.sink, slog.LevelInfo)
+	k.status = newStatus(k.timeline)
+	k.reaper = newReaper(cfg.Sys, k.log)
+	k.grace.Store(int64(wire.DefaultStopTimeout))
+	return k
+}
+
+// settle waits for the goroutines, but not for one that is stuck: the machine
+// is to be powered off.
+func (k *kestrel) settle() {
+	done := make(chan struct{})
+	go func() {
+		k.wg.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(closeTimeout)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+	}
+}
+
+// guarded calls f and turns a panic into an error.
+func (k *kestrel) guarded(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return f()
+}
+
+// background runs f in a goroutine of its own; a panic in it ends the guest.
+func (k *kestrel) background(f func()) {
+	k.wg.Go(func() {
+		if err := k.guarded(func() error { f(); return nil }); err != nil {
+			select {
+			case k.failed <- err:
+			default:
+			}
+		}
+	})
+}
+
+// step runs one step of the boot. It returns the error of a fatal one.
+func (k *kestrel) step(name string, f func() error) error {
+	start := k.timeline.now()
+	err := k.guarded(f)
+	k.timeline.add(name, start, err)
+	k.status.update(func(*wire.Status) {}) // the timeline grew
+	if errors.Is(err, errSurvived) {
+		k.log.Warn("boot", keyStep, name, keyErr, err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// life goes from the first mount to the last status. Its error is for the
+// console; the host was told.
+func (k *kestrel) life(ctx context.Context) error {
+	if err := k.step("mounts", k.mount); err != nil {
+		return err // nobody else can be told
+	}
+	side, cancel := context.WithCancel(context.Background())
+	defer k.settle()
+	defer cancel()
+	k.background(func() { k.reaper.run(side) })
+
+	if err := k.step("modules", func() error { return loadModules(k.sys) }); err != nil {
+		return err
+	}
+	closeAgent := k.startAgent(side)
+	defer closeAgent()
+	if err := k.sys.PowerButton(k.askToStop); err != nil && !errors.Is(err, os.ErrNotExist) {
+		k.log.Warn("power button", keyErr, err)
+	}
+
+	w, err := k.bringUp(ctx)
+	if err == nil {
+		err = k.watch(ctx, w)
+	}
+	if err != nil {
+		k.log.Error("fatal", keyErr, err)
+		k.status.finish(func(s *wire.Status) {
+			s.Workload, s.PID, s.Healthy, s.Error = wire.WorkloadFailed, 0, nil, err.Error()
+		})
+	}
+	k.linger(ctx)
+	return err
+}
+
+// mount mounts everything, and opens the kernel's log.
+func (k *kestrel) mount() error {
+	err := mountAll(k.sys)
+	if line, e := k.sys.ReadFile(procCmdline); e == nil {
+		level := slog.LevelInfo
+		if v := kernelParam(string(line), wire.ParamLog); v != "" && level.UnmarshalText([]byte(v)) == nil {
+			k.log = newLogger(k.sink, level)
+			k.reaper.log = k.log
+		}
+		fmt.Fprintf(k.console, "kestrel %s: vm %s\n", k.version, kernelParam(string(line), wire.ParamVM))
+	}
+	if kmsg, e := k.sys.Open("/dev/kmsg", os.O_WRONLY); e == nil {
+		k.sink.open(kmsg)
+	}
+	return err
+}
+
+// startAgent begins to serve the host. The function it returns ends all
+// requests and then the connections.
+func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
+	k.agent = &agent{
+		log: k.log, hello: k.hello, setClock: k.sys.SetClock, status: k.status, ring: k.ring,
+		configured: k.configured, quit: k.quit,
+		shutdown: func(s wire.Shutdown) {
+			if s.Grace > 0 {
+				k.grace.Store(int64(s.Grace))
+			}
+			k.askToStop()
+		},
+	}
+	server := k.agent.server()
+	start := k.timeline.now()
+	c := &channel{sys: k.sys, log: k.log, server: server, up: func() {
+		k.timeline.add("agent", start, nil)
+		k.status.update(func(*wire.Status) {})
+	}}
+	k.background(func() { c.run(ctx) })
+	return func() {
+		close(k.quit)
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		_ = server.Shutdown(ctx)
+		server.Close()
+	}
+}
+
+func (k *kestrel) hello() wire.Hello {
+	h := wire.Hello{Protocol: wire.Protocol, Version: k.version, Kernel: k.sys.Release(), Timeline: k.timeline.snapshot()}
+	select {
+	case <-k.configured:
+		h.VM, h.Incarnation = k.boot.VM, k.boot.Incarnation
+	default:
+	}
+	return h
+}
+
+// bringUp takes the steps from the configuration to the workload's start.
+func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
+	s := &started{}
+	steps := []struct {
+		name string
+		run  func() error
+	}{
+		{"config", func() error { return k.configure(ctx) }},
+		{"identity", func() error { return setIdentity(k.sys, k.boot) }},
+		{"entropy", func() error { return addEntropy(k.sys, k.boot.Seed) }},
+		{"network", func() error { return setNetwork(k.sys, k.boot.Network) }},
+		{"workload", func() (err error) {
+			s.w, s.r, err = k.startWorkload()
+			return err
+		}},
+	}
+	for _, step := range steps {
+		if err := k.step(step.name, step.run); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// configure reads the boot configuration and tells the agent's requests that
+// wait for it, also when there is none.
+func (k *kestrel) configure(ctx context.Context) error {
+	defer close(k.configured)
+	cfg, err := readConfig(ctx, k.sys, configTimeout)
+	if err != nil {
+		return err
+	}
+	k.boot = cfg
+	if d := cfg.Workload.StopTimeout; d > 0 {
+		k.grace.CompareAndSwap(int64(wire.DefaultStopTimeout), int64(d))
+	}
+	if base := cfg.Workload.BaseURL; base != "" {
+		proxy, err := newProxy(base, k.log)
+		if err != nil {
+			return err
+		}
+		k.agent.workload.Store(proxy)
+	}
+	return nil
+}
+
+// started is a workload and its first process.
+type started struct {
+	w *workload
+	r *running
+}
+
+func (k *kestrel) startWorkload() (*workload, *running, error) {
+	group, err := newCgroup(k.sys)
+	if err != nil {
+		k.log.Warn("control group of the workload", keyErr, err)
+	}
+	w := &workload{
+		sys: k.sys, log: k.log, ring: k.ring, reaper: k.reaper, status: k.status, cgroup: group,
+		cfg:   k.boot.Workload,
+		grace: func() time.Duration { return time.Duration(k.grace.Load()) },
+	}
+	if err := w.prepare(k.boot.Hostname); err != nil {
+		return nil, nil, err
+	}
+	ready, err := k.readiness()
+	if err != nil {
+		return nil, nil, err
+	}
+	w.started = ready
+	r, err := w.start(false)
+	return w, r, err
+}
+
+// readiness returns what is to be done beside every process of the workload:
+// see when it is ready, and from then on whether it is healthy.
+func (k *kestrel) readiness() (func(context.Context), error) {
+	var ask probe
+	var err error
+	health := k.boot.Workload.Health
+	switch base := k.boot.Workload.BaseURL; {
+	case health != nil:
+		ask = newProbe(*health)
+	case base != "":
+		if ask, err = newAcceptProbe(base); err != nil {
+			return nil, err
+		}
+	default:
+		ask = func(context.Context) error { return nil }
+	}
+	start := k.timeline.now()
+	once := sync.OnceFunc(func() { k.timeline.add("ready", start, nil) })
+	return func(ctx context.Context) {
+		if !awaitReady(ctx, ask) {
+			return
+		}
+		once()
+		verdict := func(healthy bool, err error) {
+			if err != nil {
+				k.log.Warn("the workload is unhealthy", keyErr, err)
+			}
+			k.status.update(func(s *wire.Status) { s.Healthy = &healthy })
+		}
+		if health == nil {
+			k.status.update(func(*wire.Status) {})
+			return
+		}
+		verdict(true, nil)
+		watchHealth(ctx, *health, ask, verdict)
+	}, nil
+}
+
+// watch supervises the workload until it is over, and stops it when the host,
+// the power button or ctx says so.
+func (k *kestrel) watch(ctx context.Context, s *started) error {
+	super, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	over := make(chan func(*wire.Status), 1)
+	k.background(func() { over <- s.w.supervise(super, s.r) })
+	select {
+	case last := <-over:
+		k.status.finish(last)
+		return nil
+	case err := <-k.failed:
+		return err
+	case <-k.stop:
+	case <-ctx.Done():
+	}
+	k.status.update(func(s *wire.Status) { s.Stopping = true })
+	cancel()
+	select {
+	case last := <-over:
+		k.status.finish(last)
+		return nil
+	case err := <-k.failed:
+		return err
+	}
+}
+
+// askToStop begins the orderly end.
+func (k *kestrel) askToStop() { k.stopOnce.Do(func() { close(k.stop) }) }
+
+// linger gives the host time to learn how it ended, unless it asked for the
+// end itself.
+func (k *kestrel) linger(ctx context.Context) {
+	unread := time.NewTimer(lingerUnread)
+	defer unread.Stop()
+	select {
+	case <-k.stop:
+	case <-ctx.Done():
+	case <-unread.C:
+	case <-k.status.delivered:
+		read := time.NewTimer(lingerRead)
+		defer read.Stop()
+		select {
+		case <-k.stop:
+		case <-ctx.Done():
+		case <-read.C:
+		}
+	}
+}
+
+// fatal writes the last words on the console.
+func (k *kestrel) fatal(err error) {
+	if err != nil {
+		fmt.Fprintf(k.console, "kestrel: %v\n", err)
+	}
+}
+
+// powerOff ends the machine. It returns only when that cannot be done.
+func (k *kestrel) powerOff() error {
+	// Whatever hangs below, in a device that does not answer, is left behind.
+	done := make(chan error, 1)
+	go func() {
+		done <- k.guarded(func() error {
+			k.sys.KillAll()
+			k.sys.Sync()
+			return unmountDisks(k.sys)
+		})
+	}()
+	t := time.NewTimer(offTimeout)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		k.fatal(err)
+	case <-t.C:
+		k.fatal(fmt.Errorf("sync and unmount took longer than %s", offTimeout))
+	}
+	err := k.sys.PowerOff()
+	k.fatal(err)
+	return err
+}
