@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -20,6 +21,11 @@ const (
 	// earlier end: a guest under emulation on a busy host takes a minute to
 	// come to its agent.
 	connectTimeout = 2 * time.Minute
+	// firstAnswer and lastAnswer bound one attempt at a link; each is given
+	// longer than the one before. A guest that is up answers in milliseconds,
+	// on a host with ten emulated machines for each processor in seconds.
+	firstAnswer = 500 * time.Millisecond
+	lastAnswer  = 8 * time.Second
 	// backlog is how many streams may wait for the agent to accept them; more
 	// Dials wait.
 	backlog = 64
@@ -120,12 +126,7 @@ func (t *Serial) link(ctx context.Context) (s *yamux.Session, fresh bool, err er
 	if s := t.live(); s != nil {
 		return s, true, nil
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", t.path)
-	if err != nil {
-		return nil, true, err
-	}
-	link, err := wire.Connect(ctx, conn)
+	link, err := t.connect(ctx)
 	if err != nil {
 		return nil, true, err
 	}
@@ -156,6 +157,40 @@ func (t *Serial) link(ctx context.Context) (s *yamux.Session, fresh bool, err er
 	}
 	t.session = s
 	return s, true, nil
+}
+
+// connect makes a link, beginning again with a new connection when the guest
+// does not answer for a while. QEMU can leave a port throttled: when a write of
+// the guest is what tells it that the client has gone, it forgets the port's
+// output until the next client goes as well (seen with 7.2, in 1 of 5
+// connections begun while the machine was paused).
+func (t *Serial) connect(ctx context.Context) (*wire.Link, error) {
+	for limit := firstAnswer; ; limit = min(2*limit, lastAnswer) {
+		link, err := t.attempt(ctx, limit)
+		switch {
+		case err == nil:
+			return link, nil
+		case ctx.Err() != nil:
+			return nil, err
+		case errors.Is(err, syscall.EAGAIN):
+			// QEMU has not noticed yet that clients before this one have gone;
+			// one more can wait for it, connect(2).
+			time.Sleep(retryPause)
+		case !errors.Is(err, context.DeadlineExceeded):
+			return nil, err
+		}
+	}
+}
+
+func (t *Serial) attempt(ctx context.Context, limit time.Duration) (*wire.Link, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", t.path)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Connect(ctx, conn)
 }
 
 func (t *Serial) live() *yamux.Session {

@@ -26,6 +26,7 @@ import (
 type port struct {
 	l        *net.UnixListener
 	connects atomic.Int32
+	stuck    int32 // so many connections, from the first, hear nothing
 
 	mu     sync.Mutex
 	cond   sync.Cond
@@ -33,13 +34,15 @@ type port struct {
 	closed bool     // guarded by mu
 }
 
-func newPort(t *testing.T) *port {
+func newPort(t *testing.T) *port { return newStuckPort(t, 0) }
+
+func newStuckPort(t *testing.T, stuck int32) *port {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "agent.sock"), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &port{l: l}
+	p := &port{l: l, stuck: stuck}
 	p.cond.L = &p.mu
 	go p.accept()
 	t.Cleanup(func() { p.Close() })
@@ -54,7 +57,11 @@ func (p *port) accept() {
 		if err != nil {
 			return
 		}
-		p.connects.Add(1)
+		if p.connects.Add(1) <= p.stuck {
+			io.Copy(io.Discard, conn)
+			conn.Close()
+			continue
+		}
 		p.mu.Lock()
 		p.conn = conn
 		p.cond.Broadcast()
@@ -288,6 +295,21 @@ func TestSerialWaitsForGuest(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestSerialBeginsAgain meets a port that throttles its output until the client
+// goes away.
+func TestSerialBeginsAgain(t *testing.T) {
+	g := &guest{port: newStuckPort(t, 2)}
+	g.boot(t)
+	s := transport.NewSerial(g.path())
+	defer s.Close()
+	if err := echo(testContext(t), s.Dial, 16); err != nil {
+		t.Error(err)
+	}
+	if n := g.connects.Load(); n != 3 {
+		t.Errorf("%d connections, want 3", n)
 	}
 }
 
