@@ -23,15 +23,15 @@ type Power interface {
 	Print(text string)
 }
 
-// actDelay lets the answer leave before the machine ends.
-const actDelay = 50 * time.Millisecond
+// goneTimeout bounds the wait for the caller to have its answer.
+const goneTimeout = 10 * time.Second
 
 // maxPrint bounds one print, in bytes.
 const maxPrint = 64 << 20
 
 // Handler serves:
 //
-//	POST /poweroff, /reset, /panic   202, and does so after ?after=DURATION
+//	POST /poweroff, /reset, /panic   202, and does so ?after=DURATION, once the caller has closed its stream
 //	POST /print?bytes=N&end=TEXT     writes N bytes in lines, then TEXT, to the console
 //	POST /echo                       answers with the request's body
 //	GET  /ticks                      how many times 10 ms the guest has run
@@ -47,9 +47,17 @@ func Handler(p Power) http.Handler {
 		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 			after, err := time.ParseDuration(r.FormValue("after"))
 			if err != nil {
-				after = actDelay
+				after = 0
 			}
+			w.Header().Set("Content-Length", "0")
 			w.WriteHeader(http.StatusAccepted)
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				return
+			}
+			select {
+			case <-r.Context().Done():
+			case <-time.After(goneTimeout):
+			}
 			time.AfterFunc(after, act)
 		})
 	}
