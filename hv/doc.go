@@ -1,7 +1,8 @@
 // Package hv says what a hypervisor must do for Volant: the vocabulary (machine,
 // VMM process, record, state, exit) and the Driver contract that every
 // hypervisor implements. Drivers live beside it, one folder each; the suite
-// that every driver must pass is hv/hvtest.
+// that every driver must pass is hv/hvtest. What drivers share is in hv/vmm
+// (processes, records, console logs) and hv/transport (ways to the agent).
 //
 // # Words
 //
