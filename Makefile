@@ -1,0 +1,47 @@
+# Volant. `make` lists the targets.
+#
+# demo and test work on a fresh Debian with Go and git: they install what they
+# need with apt. Nothing else here installs anything.
+
+SHELL   := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+
+export CGO_ENABLED := 0
+
+.PHONY: help build install demo test lint bench kernels generate fuzz clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: ## bin/volant and the links to its roles
+	@go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/volant .
+	@bin/volant install
+
+demo: ## boot a real microVM from nothing and show it answering
+	@testdata/deps.sh demo
+	@$(MAKE) --no-print-directory build
+	@testdata/demo.sh
+
+test: ## every test, with real VMs; fails if a test that can run here is skipped
+	@testdata/deps.sh test
+	@testdata/test.sh
+
+lint: ## gofmt, vet, staticcheck
+	@testdata/lint.sh
+
+bench: ## the budgets: name, ratio, limit
+	@testdata/deps.sh test
+	@testdata/bench.sh
+
+kernels: ## build the guest kernels from Debian's source package (once per config and source)
+	@build/kernel/build-kernel.sh all
+
+generate: ## rewrite the generated files
+	@go generate ./...
+
+fuzz: ## each fuzz target for FUZZTIME (default 20s)
+	@testdata/fuzz.sh
+
+clean: ## remove what the build made, but not the caches
+	rm -rf bin

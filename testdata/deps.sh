@@ -1,0 +1,35 @@
+#!/bin/bash
+# deps.sh demo|test - install the Debian packages that a target needs and that
+# are missing. Says what it installs; installs nothing else.
+set -euo pipefail
+
+want=(qemu-system-x86:qemu-system-x86_64 iproute2:ip curl:curl xz-utils:xz)
+if [ "${1:-test}" = test ]; then
+	want+=(gcc:gcc make:make libc6-dev:/usr/include/stdio.h flex:flex bison:bison bc:bc
+		libelf-dev:/usr/include/libelf.h perl:perl python3:python3 cpio:cpio zstd:zstd lz4:lz4 musl-tools:musl-gcc nftables:nft iputils-ping:ping util-linux:unshare)
+fi
+
+command -v go >/dev/null || { echo "volant: go is missing: install Go 1.26 or newer first" >&2; exit 1; }
+
+missing=()
+for w in "${want[@]}"; do
+	package=${w%%:*} proof=${w#*:}
+	case $proof in
+	/*) [ -e "$proof" ] || missing+=("$package") ;;
+	*) command -v "$proof" >/dev/null || missing+=("$package") ;;
+	esac
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+[ "$(id -u)" = 0 ] || { echo "volant: not root: run as root, or install first: ${missing[*]}" >&2; exit 1; }
+echo "installing ${missing[*]} with apt ..."
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# On a fresh machine the lists may be missing or old: try, update, try again.
+if ! apt-get install -y -q --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
+	echo "updating apt's lists ..."
+	apt-get update -q >"$log" 2>&1 || { tail -5 "$log" >&2; exit 1; }
+	apt-get install -y -q --no-install-recommends "${missing[@]}" >"$log" 2>&1 || { tail -20 "$log" >&2; exit 1; }
+fi
+echo "installed."
