@@ -32,10 +32,8 @@ func main() {
 	}
 	// From here on the program is alone in a machine of its own, and its end
 	// is a kernel panic that the host sees.
-	if err := run(); err != nil {
-		fmt.Println("init:", err)
-		os.Exit(1)
-	}
+	fmt.Println("init:", run())
+	os.Exit(1)
 }
 
 // guard refuses to run anywhere but as the first process of a machine that
@@ -69,6 +67,7 @@ func (p *power) Print(text string) {
 	os.Stdout.WriteString(text)
 }
 
+// run serves until something fails; it never returns nil.
 func run() error {
 	for _, m := range []struct{ fs, dir string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}} {
 		if err := os.MkdirAll(m.dir, 0o755); err != nil {
