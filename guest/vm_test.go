@@ -105,6 +105,7 @@ type machine struct {
 	cmd     *exec.Cmd
 	exited  chan struct{} // closed when QEMU is gone
 	client  *http.Client
+	conn    net.Conn // below session
 	session *yamux.Session
 }
 
@@ -227,6 +228,7 @@ func (m *machine) dial() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	m.conn = conn
 	link, err := wire.Connect(m.context(), conn)
 	if err != nil {
 		m.t.Fatal(err)
@@ -535,15 +537,18 @@ func TestVMServes(t *testing.T) {
 	t.Run("hosts come and go", func(t *testing.T) {
 		m.t = t
 		worst := time.Duration(0)
-		for range 10 {
-			// The connection dies with a download under way.
+		for i := range 20 {
+			// A download is under way; one host says goodbye, the next is killed.
 			m.client.CloseIdleConnections()
-			raw, err := m.session.Open()
+			stream, err := m.session.Open()
 			if err != nil {
 				t.Fatal(err)
 			}
-			fmt.Fprintf(raw, "GET %s?follow=true HTTP/1.1\r\nHost: x\r\n\r\n", wire.PathLogs)
-			_, _ = io.ReadFull(raw, make([]byte, 100))
+			fmt.Fprintf(stream, "GET %s/file?path=/usr/bin/workload HTTP/1.1\r\nHost: x\r\n\r\n", wire.PathWorkload)
+			_, _ = io.ReadFull(stream, make([]byte, 100))
+			if i%2 == 1 {
+				m.conn.Close()
+			}
 			m.session.Close()
 			start := time.Now()
 			m.dial()

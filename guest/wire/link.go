@@ -45,9 +45,11 @@ const (
 )
 
 // Link is one connection over a virtio-serial port. Read and Write may be
-// called from different goroutines. When the peer closed it, went away or, on
-// the guest's side, was replaced by a newer connection, Read returns io.EOF
-// once what had arrived has been read, and Write io.ErrClosedPipe.
+// called from different goroutines. When the peer closed it, or on the guest's
+// side was replaced by a newer connection, Read returns io.EOF once what had
+// arrived has been read, and Write io.ErrClosedPipe. A host notices at once that
+// its guest is gone; a guest does not notice a host that died without a word,
+// until the next one comes: its Write blocks as it would on a slow host.
 type Link struct {
 	p     *pipe
 	epoch uint32
@@ -326,10 +328,19 @@ func Connect(ctx context.Context, conn net.Conn) (*Link, error) {
 		l.end(l.readHost(acked))
 		l.p.close()
 	}()
-	if err := l.greet(ctx, conn, acked); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx) // and not that ctx made us close conn
+	err := l.greet(ctx, conn, acked)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		err = context.Cause(ctx) // and not that ctx made us close conn
+	default:
+		select {
+		case <-acked: // and then closed at once; Read tells
+			err = nil
+		default:
 		}
+	}
+	if err != nil {
 		l.end(err)
 		l.p.close()
 		l.p.wg.Wait()
@@ -486,12 +497,10 @@ func (a *Acceptor) read() error {
 	for {
 		f, err := fr.next()
 		if errors.Is(err, io.EOF) {
-			if cur != nil {
-				a.replace(nil)
-				cur = nil
-			}
-			err = a.await()
-			if err == nil {
+			// That no host is connected says nothing about the link: the
+			// driver learns of hosts that come and go on a queue of its own,
+			// and may read the hello of the next before the end of the last.
+			if err = a.await(); err == nil {
 				continue
 			}
 		}

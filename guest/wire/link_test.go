@@ -375,6 +375,36 @@ func TestNewHelloEndsTheLink(t *testing.T) {
 	}
 }
 
+// blinking says end of file before every read, as a driver does that learns
+// late of the host that left and early of what the next one sent.
+type blinking struct {
+	net.Conn
+	shut bool
+}
+
+func (b *blinking) Read(p []byte) (int, error) {
+	if b.shut = !b.shut; b.shut {
+		return 0, io.EOF
+	}
+	return b.Conn.Read(p)
+}
+
+func (b *blinking) Wait() error { return nil }
+
+func TestEndOfFileDoesNotEndTheLink(t *testing.T) {
+	host, guest := socketPair(t)
+	_ = host.SetDeadline(time.Now().Add(30 * time.Second))
+	echo(t, NewAcceptor(&blinking{Conn: guest}))
+	l, err := Connect(testContext(t), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := roundTrip(t, l, 100_000); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestGuestCloseReachesTheHost(t *testing.T) {
 	host, guest := socketPair(t)
 	a := NewAcceptor(guest)
