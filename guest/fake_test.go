@@ -134,6 +134,12 @@ func (s *fakeSys) PowerButton(pressed func()) error {
 	return nil
 }
 
+func (s *fakeSys) hasButton() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pressed != nil
+}
+
 // Spawn has no control group to offer: its directory is not one.
 func (s *fakeSys) Spawn(p Process) (int, error) {
 	p.Cgroup = nil

@@ -157,9 +157,6 @@ func (k *kestrel) life(ctx context.Context) error {
 	}
 	closeAgent := k.startAgent(side)
 	defer closeAgent()
-	if err := k.sys.PowerButton(k.askToStop); err != nil && !errors.Is(err, os.ErrNotExist) {
-		k.log.Warn("power button", keyErr, err)
-	}
 
 	w, err := k.bringUp(ctx)
 	if err == nil {
@@ -348,6 +345,10 @@ func (k *kestrel) readiness() (func(context.Context), error) {
 func (k *kestrel) watch(ctx context.Context, s *started) error {
 	super, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	// Only now: until here the boot itself is what there is to wait for.
+	if err := k.sys.PowerButton(k.askToStop); err != nil && !errors.Is(err, os.ErrNotExist) {
+		k.log.Warn("power button", keyErr, err)
+	}
 	over := make(chan func(*wire.Status), 1)
 	k.background(func() { over <- s.w.supervise(super, s.r) })
 	select {

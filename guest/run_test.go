@@ -181,8 +181,9 @@ func TestRunUntilAskedToStop(t *testing.T) {
 			resp.Body.Close()
 		}},
 		{"by the power button", func(t *testing.T, g *guestRun) {
-			g.sys.mu.Lock()
-			defer g.sys.mu.Unlock()
+			for !g.sys.hasButton() {
+				time.Sleep(time.Millisecond)
+			}
 			g.sys.pressed()
 			g.sys.pressed() // an impatient operator
 		}},
