@@ -25,6 +25,7 @@ type machine struct {
 	logs        *logFile // nil likewise
 	log         *slog.Logger
 	t           timing
+	held        time.Time // when hold was taken, on the monotonic clock; set by newMachine
 
 	exited  chan struct{} // closed when the machine has ended
 	exit    hv.Exit       // set before exited is closed
@@ -50,7 +51,7 @@ type report struct {
 // newMachine takes hold of vm. On error vm is still the caller's.
 func (d *Daemon) newMachine(vm *row.VM, mach hv.VM, withAgent bool, log *slog.Logger) (*machine, error) {
 	m := &machine{
-		vm: mach, id: vm.ID, incarnation: vm.Incarnation, log: log, t: d.t,
+		vm: mach, id: vm.ID, incarnation: vm.Incarnation, log: log, t: d.t, held: time.Now(),
 		exited: make(chan struct{}), lost: make(chan struct{}), drained: make(chan struct{}), news: make(chan struct{}, 1),
 	}
 	if withAgent {

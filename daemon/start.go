@@ -364,9 +364,10 @@ func (w *worker) awaitGuest(ctx context.Context, vm *row.VM) error {
 	}
 	tl := w.timeline.Load()
 	wait := tl.step("guest")
-	// From now: a guest that was taken up by a restarted daemon gets the whole
-	// time again, which is better than to kill one that is nearly there.
-	deadline := time.NewTimer(w.d.cfg.BootTimeout)
+	// Counted from when the machine was taken hold of, not from now: each look at the
+	// wish comes by here. A guest that was taken up by a restarted daemon gets the
+	// whole time again, which is better than to kill one that is nearly there.
+	deadline := time.NewTimer(time.Until(m.held.Add(w.d.cfg.BootTimeout)))
 	defer deadline.Stop()
 	for {
 		r := m.get()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -427,7 +428,7 @@ func TestGuestFailures(t *testing.T) {
 		}
 		h.volar("plugins", "install", "--manifest", path)
 	}
-	exec := func(entrypoint ...string) map[string]any {
+	program := func(entrypoint ...string) map[string]any {
 		return map[string]any{"type": "exec", "entrypoint": entrypoint}
 	}
 	settles := func(name string, want api.VMState, reason string) {
@@ -452,18 +453,180 @@ func TestGuestFailures(t *testing.T) {
 		settles("a", api.VMCrashed, "status 2")
 	})
 	t.Run("the workload is missing", func(t *testing.T) {
-		plugin("missing", exec("/usr/bin/nothing"))
+		plugin("missing", program("/usr/bin/nothing"))
 		h.try("vms", "create", "b", "--plugin", "missing", "--no-wait")
 		settles("b", api.VMFailed, "/usr/bin/nothing")
 	})
 	t.Run("the workload ends well", func(t *testing.T) {
-		plugin("exit0", exec("/usr/bin/hello", "-help"))
+		plugin("exit0", program("/usr/bin/hello", "-help"))
 		h.try("vms", "create", "c", "--plugin", "exit0", "--no-wait")
 		settles("c", api.VMStopped, "")
 	})
-	t.Run("the VMM is killed", func(t *testing.T) {
-		h.volar("vms", "create", "d", "--plugin", "hello", "--wait=healthy")
-		syscall.Kill(h.vm("d").PID, syscall.SIGKILL)
-		settles("d", api.VMCrashed, "")
+	t.Run("the guest kernel panics", func(t *testing.T) {
+		// The kernel hands words that it does not know to /init, which ends by
+		// this one: the end of process 1 is a panic.
+		h.volar("plugins", "install", "--manifest", helloAsInit(t, "bare", api.AgentNone))
+		h.volar("vms", "create", "d", "--plugin", "bare", "--kernel-cmdline=-nonsense", "--no-wait")
+		settles("d", api.VMCrashed, "kernel panicked")
 	})
+	t.Run("the VMM is killed", func(t *testing.T) {
+		h.volar("vms", "create", "e", "--plugin", "hello", "--wait=healthy")
+		syscall.Kill(h.vm("e").PID, syscall.SIGKILL)
+		settles("e", api.VMCrashed, "")
+	})
+}
+
+// helloAsInit packs the demo's program as /init, so that no agent of Volant's is
+// in the guest, and returns the manifest, changed to say what agent is there.
+func helloAsInit(t *testing.T, name, agent string) string {
+	t.Helper()
+	dir := t.TempDir()
+	recipe := fmt.Sprintf(`version = "1"
+[init]
+path = %q
+[manifest]
+name = %q
+version = "1"
+[manifest.workload]
+type = "exec"
+entrypoint = ["/init"]
+`, filepath.Join(os.Getenv(envHello), "hello"), name)
+	if err := os.WriteFile(filepath.Join(dir, "fledge.toml"), []byte(recipe), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(os.Getenv(envBinary), "fledge", "build", "-c", filepath.Join(dir, "fledge.toml"), "-o", filepath.Join(dir, name)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("fledge build: %v\n%s", err, out)
+	}
+	file := filepath.Join(dir, name+".manifest.json")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m api.Manifest
+	if err := api.DecodeStrict(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	if m.Initramfs.Agent != api.AgentNone {
+		t.Fatalf("fledge says that the agent is %q, want none", m.Initramfs.Agent)
+	}
+	m.Initramfs.Agent = agent
+	if data, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestGuestNeverAnswers wants a deadline, and the console's last words in the
+// error.
+func TestGuestNeverAnswers(t *testing.T) {
+	h := newHost(t)
+	h.env = []string{"VOLANT_BOOT_TIMEOUT=8s"}
+	h.start()
+	h.install()
+	// The archive is said to carry the agent, and does not.
+	h.volar("plugins", "install", "--manifest", helloAsInit(t, "mute", api.AgentImage))
+	r := h.try("vms", "create", "mute", "--plugin", "mute")
+	for _, want := range []string{"did not answer within 8s", "listening on"} {
+		if r.code == 0 || !strings.Contains(r.stderr, want) {
+			t.Errorf("create = status %d, %q; want a failure that holds %q", r.code, r.stderr, want)
+		}
+	}
+	if vm := h.vm("mute"); vm.Status != api.VMFailed {
+		t.Errorf("status = %s, want failed", vm.Status)
+	}
+	if pids, devs := h.vmms(), taps(t); len(pids)+len(devs) > 0 {
+		t.Errorf("VMMs %v and TAPs %v are left", pids, devs)
+	}
+}
+
+// TestPoolExhausted wants the last address to be given, and the next request
+// to be refused without a trace.
+func TestPoolExhausted(t *testing.T) {
+	h := newHost(t)
+	h.env = []string{"VOLANT_SUBNET=192.168.127.0/30"}
+	h.start()
+	h.install()
+	h.volar("vms", "create", "last", "--plugin", "hello", "--stopped")
+	if r := h.try("vms", "create", "none", "--plugin", "hello", "--stopped"); r.code != 4 || !strings.Contains(r.stderr, "192.168.127.0/30") {
+		t.Errorf("create in a full pool = status %d, %q; want 4 and the pool", r.code, r.stderr)
+	}
+	if got := h.volar("vms", "list", "-o", "name"); got != "last\n" {
+		t.Errorf("VMs = %q, want last", got)
+	}
+	h.volar("vms", "delete", "last")
+	h.volar("vms", "create", "next", "--plugin", "hello", "--stopped")
+}
+
+// TestWithoutQEMU wants volantd to run without a hypervisor and to say so, and
+// a VM to be kept, not started.
+func TestWithoutQEMU(t *testing.T) {
+	h := newHost(t)
+	old := filepath.Join(h.dir, "old-qemu")
+	if err := os.WriteFile(old, []byte("#!/bin/sh\necho QEMU emulator version 5.2.0\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, qemu, want string }{
+		{"missing", filepath.Join(h.dir, "nothing"), "nothing"},
+		{"too old", old, "5.2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h.env = []string{"VOLANT_QEMU=" + c.qemu}
+			h.start()
+			h.install()
+			if out := h.volar("system", "info"); !strings.Contains(out, c.want) {
+				t.Errorf("system info = %q, want it to tell %q", out, c.want)
+			}
+			r := h.try("vms", "create", "web", "--plugin", "hello")
+			if r.code == 0 || !strings.Contains(r.stderr, c.want) {
+				t.Errorf("create = status %d, %q; want a failure that tells %q", r.code, r.stderr, c.want)
+			}
+			h.volar("vms", "delete", "web")
+			h.stop()
+		})
+	}
+	h.env = nil
+	h.start()
+}
+
+// TestDiskFull wants an upload that does not fit to be refused, with what was
+// there before still there, and nothing of it left.
+func TestDiskFull(t *testing.T) {
+	h := newHost(t)
+	data := filepath.Join(h.dir, "data")
+	if err := os.Mkdir(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// ip netns exec gave this process a mount namespace of its own.
+	if err := syscall.Mount("tmpfs", data, "tmpfs", 0, "size=160m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(data, syscall.MNT_DETACH) })
+	h.start()
+	h.install()
+	before := h.volar("system", "summary", "-o", "json")
+	big := filepath.Join(h.dir, "big.cpio")
+	f, err := os.Create(big)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Truncate(128 << 20)
+	f.Close()
+	manifest := fmt.Sprintf(`{"name": "big", "version": "1", "initramfs": {"url": %q}, "resources": {"cpu_cores": 1, "memory_mb": 128},
+		"workload": {"type": "exec", "entrypoint": ["/x"]}}`, big)
+	file := filepath.Join(h.dir, "big.json")
+	if err := os.WriteFile(file, []byte(manifest), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := h.try("plugins", "install", "--manifest", file)
+	if r.code != 4 || !strings.Contains(r.stderr, "space") && !strings.Contains(r.stderr, "full") && !strings.Contains(r.stderr, "free") {
+		t.Errorf("install on a full disk = status %d, %q; want 4 and the reason", r.code, r.stderr)
+	}
+	if after := h.volar("system", "summary", "-o", "json"); after != before {
+		t.Errorf("summary = %s, want as before %s", after, before)
+	}
+	h.volar("vms", "create", "web", "--plugin", "hello", "--stopped")
 }

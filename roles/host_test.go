@@ -158,7 +158,8 @@ func needVMs(t testing.TB) {
 // host is one installation of Volant: its own data, its own volantd.
 type host struct {
 	t      testing.TB
-	dir    string // short, for the sockets in it
+	dir    string   // short, for the sockets in it
+	env    []string // further environment of volantd
 	daemon *exec.Cmd
 	log    *os.File
 }
@@ -209,7 +210,9 @@ func (h *host) socket() string { return filepath.Join(h.dir, "run", "volantd.soc
 // start runs volantd and returns when it answers.
 func (h *host) start() {
 	h.t.Helper()
-	h.spawn(exec.Command(os.Getenv(envBinary), append([]string{"volantd"}, h.args()...)...))
+	cmd := exec.Command(os.Getenv(envBinary), append([]string{"volantd"}, h.args()...)...)
+	cmd.Env = append(os.Environ(), h.env...)
+	h.spawn(cmd)
 	h.eventually(30*time.Second, "volantd answers", func() error {
 		if r := h.try("system", "info"); r.code != 0 {
 			return errors.New(r.stderr)
