@@ -77,9 +77,21 @@ type gate struct {
 	mu     sync.Mutex
 	closed bool          // guarded by mu
 	free   chan struct{} // closed when the test is over
+	before func()        // guarded by mu; called before each action on the world
 }
 
 var errDead = errors.New("this daemon was killed")
+
+// act precedes every action on the world.
+func (g *gate) act() error {
+	g.mu.Lock()
+	before := g.before
+	g.mu.Unlock()
+	if before != nil {
+		before()
+	}
+	return g.pass()
+}
 
 // pass blocks a killed daemon until the test is over, and then refuses.
 func (g *gate) pass() error {
@@ -100,21 +112,25 @@ func (g *gate) close() {
 }
 
 type options struct {
-	config      func(*Config)
-	timing      func(*timing)
-	afterCommit func(in *instance, n int)
-	beforeWrite func(in *instance, n int) // before the n-th write is begun
-	notRunning  bool
+	config       func(*Config)
+	timing       func(*timing)
+	afterCommit  func(in *instance) // called after each durable write
+	beforeAction func(in *instance) // called before each action on store, driver or network
+	writeError   func() error       // refuses writes
+	notRunning   bool
 }
 
 func (w *world) start(opt options) *instance {
 	w.t.Helper()
 	in := &instance{w: w, gate: &gate{free: make(chan struct{})}, done: make(chan error, 1)}
-	db, err := store.Open(context.Background(), filepath.Join(w.root, "state.db"), store.Options{AfterCommit: func(n int) {
+	if opt.beforeAction != nil {
+		in.gate.before = func() { opt.beforeAction(in) }
+	}
+	db, err := store.Open(context.Background(), filepath.Join(w.root, "state.db"), store.Options{AfterCommit: func(int) {
 		if opt.afterCommit != nil {
-			opt.afterCommit(in, n)
-			in.gate.pass() // the call never returns in a daemon that was killed in it
+			opt.afterCommit(in)
 		}
+		in.gate.pass() // the call never returns in a daemon that was killed in it
 	}})
 	if err != nil {
 		w.t.Fatal(err)
@@ -125,7 +141,7 @@ func (w *world) start(opt options) *instance {
 		w.t.Fatal(err)
 	}
 	cfg := Config{
-		Store: &gatedStore{Store: db, in: in, before: opt.beforeWrite}, Driver: &gatedDriver{w.hv, in.gate}, Network: &gatedNetwork{w.net, in.gate},
+		Store: &gatedStore{Store: db, gate: in.gate, fail: opt.writeError}, Driver: &gatedDriver{w.hv, in.gate}, Network: &gatedNetwork{w.net, in.gate},
 		Pool: pool, Bridge: "vbr0", DataDir: filepath.Join(w.root, "data"), RuntimeDir: filepath.Join(w.root, "run"),
 		AgentBinary: filepath.Join(w.root, "agent"), Version: "test", BootTimeout: patience,
 		BootID: w.bootID(), Log: testLog(w.t),
@@ -209,22 +225,18 @@ func (w *world) reboot() {
 // Machines need no gate: kill cuts them off.
 type gatedStore struct {
 	Store
-	in     *instance
-	before func(in *instance, n int)
-
-	mu sync.Mutex
-	n  int // guarded by mu; writes begun
+	gate *gate
+	fail func() error
 }
 
 func (s *gatedStore) write() error {
-	if s.before != nil {
-		s.mu.Lock()
-		s.n++
-		n := s.n
-		s.mu.Unlock()
-		s.before(s.in, n)
+	if err := s.gate.act(); err != nil {
+		return err
 	}
-	return s.in.gate.pass()
+	if s.fail != nil {
+		return s.fail()
+	}
+	return nil
 }
 
 func (s *gatedStore) CreateVM(ctx context.Context, vm row.VM, lease func([]netip.Addr) (netip.Addr, error), ev api.Event) (row.VM, api.Event, error) {
@@ -256,7 +268,7 @@ func (s *gatedStore) PutPlugin(ctx context.Context, p api.Plugin, blobs []string
 }
 
 func (s *gatedStore) VMByID(ctx context.Context, id string) (row.VM, error) {
-	if err := s.in.gate.pass(); err != nil {
+	if err := s.gate.pass(); err != nil {
 		return row.VM{}, err
 	}
 	return s.Store.VMByID(ctx, id)
@@ -268,7 +280,7 @@ type gatedDriver struct {
 }
 
 func (d *gatedDriver) Launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
-	if err := d.gate.pass(); err != nil {
+	if err := d.gate.act(); err != nil {
 		return nil, err
 	}
 	vm, err := d.Fake.Launch(ctx, spec)
@@ -279,14 +291,14 @@ func (d *gatedDriver) Launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 }
 
 func (d *gatedDriver) Find(ctx context.Context, dir string) (hv.Record, error) {
-	if err := d.gate.pass(); err != nil {
+	if err := d.gate.act(); err != nil {
 		return hv.Record{}, err
 	}
 	return d.Fake.Find(ctx, dir)
 }
 
 func (d *gatedDriver) Attach(ctx context.Context, rec hv.Record) (hv.VM, error) {
-	if err := d.gate.pass(); err != nil {
+	if err := d.gate.act(); err != nil {
 		return nil, err
 	}
 	return d.Fake.Attach(ctx, rec)
@@ -300,14 +312,14 @@ type gatedNetwork struct {
 func (g *gatedNetwork) Ensure(ctx context.Context) error { return g.gate.pass() }
 
 func (g *gatedNetwork) AddTap(ctx context.Context, vm string) (string, error) {
-	if err := g.gate.pass(); err != nil {
+	if err := g.gate.act(); err != nil {
 		return "", err
 	}
 	return g.n.AddTap(ctx, vm)
 }
 
 func (g *gatedNetwork) RemoveTap(ctx context.Context, vm string) error {
-	if err := g.gate.pass(); err != nil {
+	if err := g.gate.act(); err != nil {
 		return err
 	}
 	return g.n.RemoveTap(ctx, vm)
@@ -321,7 +333,7 @@ func (g *gatedNetwork) Taps(ctx context.Context) (map[string]string, error) {
 }
 
 func (g *gatedNetwork) ApplyRules(ctx context.Context, ports []Port) error {
-	if err := g.gate.pass(); err != nil {
+	if err := g.gate.act(); err != nil {
 		return err
 	}
 	return g.n.ApplyRules(ctx, ports)
@@ -731,32 +743,44 @@ func (in *instance) must(name string, what api.VMWait) api.VM {
 	return vm
 }
 
-// settle waits until no VM is on its way to anything: every one runs as wished
-// or has ended as wished, and no worker has leftovers to remove.
+// settle waits until the world is quiet and returns the VMs.
 func (in *instance) settle() []row.VM {
 	in.w.t.Helper()
+	select {
+	case <-in.Ready():
+	case <-time.After(patience):
+		in.w.t.Fatal("the daemon does not become ready")
+	}
 	deadline := time.Now().Add(patience)
 	for {
-		select {
-		case <-in.Ready():
-		case <-time.After(patience):
-			in.w.t.Fatal("the daemon does not become ready")
-		}
-		vms, _, err := in.db.VMs(context.Background(), api.VMFilter{})
-		if err != nil {
-			in.w.t.Fatal(err)
-		}
-		busy := slices.DeleteFunc(slices.Clone(vms), func(vm row.VM) bool {
-			return vm.Settled() || vm.Desired == api.DesiredRunning && vm.Status == api.VMRunning && !vm.Replaced() && vm.AgentUp && vm.Healthy
-		})
-		if len(busy) == 0 && in.workersAre(vms) {
+		vms, quiet := in.quiet()
+		if quiet {
 			return vms
 		}
 		if time.Now().After(deadline) {
-			in.w.t.Fatalf("not settled: %+v", busy)
+			in.w.t.Fatalf("not settled: %+v", vms)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
+}
+
+// quiet reports whether no VM is on its way to anything: every one runs as
+// wished or has ended as wished, and no worker has leftovers to remove.
+func (in *instance) quiet() ([]row.VM, bool) {
+	vms, _, err := in.db.VMs(context.Background(), api.VMFilter{})
+	if err != nil {
+		in.w.t.Fatal(err)
+	}
+	for _, vm := range vms {
+		up := vm.Desired == api.DesiredRunning && vm.Status == api.VMRunning && !vm.Replaced() && vm.AgentUp && vm.Healthy
+		if !vm.Settled() && !up {
+			return vms, false
+		}
+		if w := in.worker(vm.ID); up && (in.w.hv.Machine(vm.ID) == nil || w == nil || w.agent.Load() == nil) {
+			return vms, false // the row does not know it yet
+		}
+	}
+	return vms, in.workersAre(vms)
 }
 
 // workersAre reports whether just the running VMs have a worker.

@@ -98,8 +98,9 @@ func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
 	return len(active), nil
 }
 
-// sweepData wakes a worker for every data directory whose VM is gone. Such a
-// one is left only by a daemon that was killed while it deleted the VM.
+// sweepData wakes a worker for every data directory whose VM is gone. The row
+// goes after the directory, but only the row is synced to disk: when the host
+// loses power the directory can come back.
 func (d *Daemon) sweepData(ctx context.Context) error {
 	ids, err := idsIn(d.dataDir(""))
 	if err != nil {

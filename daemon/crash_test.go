@@ -1,0 +1,311 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/hv/hvtest"
+	"github.com/volantvm/volant/store/row"
+)
+
+// trigger kills a daemon at the n-th time that it is pulled after being armed.
+type trigger struct {
+	mu    sync.Mutex
+	armed bool          // guarded by mu
+	left  int           // guarded by mu
+	fired chan struct{} // closed when it has killed
+}
+
+func newTrigger(n int) *trigger { return &trigger{left: n, fired: make(chan struct{})} }
+
+func (tr *trigger) arm(on bool) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.armed = on
+}
+
+func (tr *trigger) pull(in *instance) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	if !tr.armed {
+		return
+	}
+	if tr.left--; tr.left == 0 {
+		in.kill()
+		close(tr.fired)
+	}
+}
+
+// crashCase is an operation and what may be afterwards, wherever it was cut.
+type crashCase struct {
+	name    string
+	prepare func(d *instance)
+	act     func(d *instance)
+	check   func(t *testing.T, d *instance, vms []row.VM)
+}
+
+func crashCases() []crashCase {
+	ctx := context.Background()
+	running := func(d *instance) {
+		d.create("web", "serve")
+		d.settle()
+	}
+	one := func(t *testing.T, vms []row.VM, states ...api.VMState) {
+		t.Helper()
+		if len(vms) != 1 || !slices.Contains(states, vms[0].Status) {
+			t.Errorf("VMs: %+v, want one that is %v", vms, states)
+		}
+	}
+	return []crashCase{
+		{
+			name: "create",
+			act:  func(d *instance) { d.CreateVM(ctx, api.VMCreate{Name: "web", Plugin: "serve"}) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				if len(vms) > 0 {
+					one(t, vms, api.VMRunning)
+				}
+			},
+		},
+		{
+			name:    "start",
+			prepare: func(d *instance) { d.CreateVM(ctx, api.VMCreate{Name: "web", Plugin: "serve", Stopped: true}) },
+			act:     func(d *instance) { d.StartVM(ctx, "web") },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning, api.VMStopped)
+				if vms[0].Desired == api.DesiredRunning && vms[0].Status != api.VMRunning {
+					t.Errorf("wanted to run, but is %s", vms[0].Status)
+				}
+			},
+		},
+		{
+			name:    "stop",
+			prepare: running,
+			act:     func(d *instance) { d.StopVM(ctx, "web", api.VMStop{}) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning, api.VMStopped)
+				if vms[0].Incarnation != 1 {
+					t.Errorf("incarnation %d: it was started again", vms[0].Incarnation)
+				}
+			},
+		},
+		{
+			name:    "restart",
+			prepare: running,
+			act:     func(d *instance) { d.RestartVM(ctx, "web", api.VMStop{}) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning)
+				if vms[0].Replace == 1 && vms[0].Incarnation < 2 {
+					t.Errorf("a restart was wished, but incarnation %d runs", vms[0].Incarnation)
+				}
+			},
+		},
+		{
+			name:    "delete",
+			prepare: running,
+			act:     func(d *instance) { d.DeleteVM(ctx, "web", api.VMStop{}) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				if len(vms) > 0 {
+					one(t, vms, api.VMRunning)
+				}
+				next := d.create("next", "serve")
+				if want := []string{"10.9.0.2", "10.9.0.3"}[len(vms)]; next.IPAddress != want {
+					t.Errorf("the next VM gets %s, want %s", next.IPAddress, want)
+				}
+			},
+		},
+		{
+			name: "restart after a crash",
+			prepare: func(d *instance) {
+				m := d.manifest("serve")
+				m.Name, m.Restart = "again", &api.Restart{Policy: "always"}
+				if _, err := d.InstallPlugin(ctx, m); err != nil {
+					d.w.t.Fatal(err)
+				}
+				d.create("web", "again")
+				d.settle()
+			},
+			act: func(d *instance) { d.w.hv.Running()[0].Panic() },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning)
+				if vms[0].Incarnation < 2 {
+					t.Errorf("incarnation %d after a panic", vms[0].Incarnation)
+				}
+			},
+		},
+		{
+			name: "workload exits",
+			act: func(d *instance) {
+				d.InstallPlugin(ctx, d.manifest("exit", "3"))
+				d.CreateVM(ctx, api.VMCreate{Name: "web", Plugin: "exit"})
+			},
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				if len(vms) > 0 {
+					one(t, vms, api.VMCrashed, api.VMFailed)
+					if vms[0].Reason == "" {
+						t.Error("no reason is given")
+					}
+				}
+			},
+		},
+		{
+			name: "start that fails",
+			act: func(d *instance) {
+				d.w.hv.Fail(hvtest.OpLaunched, fmt.Errorf("no memory"))
+				d.CreateVM(ctx, api.VMCreate{Name: "web", Plugin: "serve"})
+			},
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				if len(vms) > 0 {
+					one(t, vms, api.VMFailed)
+				}
+			},
+		},
+		{
+			name: "install a plugin",
+			act:  func(d *instance) { d.InstallPlugin(ctx, d.manifest("stubborn")) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				// Whether it is there or not, doing it again makes it so.
+				p, err := d.InstallPlugin(ctx, d.manifest("stubborn"))
+				if err != nil || p.Version != "1" {
+					t.Errorf("InstallPlugin again = %+v, %v", p, err)
+				}
+			},
+		},
+	}
+}
+
+// The daemon is killed after every durable write of every operation, and before
+// everything that it does to store, hypervisor and network. The next daemon must
+// bring the VM to what was wished, or to what was before, and nothing may leak.
+func TestKilledAnywhere(t *testing.T) {
+	for _, c := range crashCases() {
+		for _, when := range []string{"after write", "before action"} {
+			t.Run(c.name+"/"+when, func(t *testing.T) {
+				n := 1
+				for ; killedOnce(t, c, when, n, 0); n++ {
+					if n == 200 {
+						t.Fatal("the operation does not end")
+					}
+				}
+				if n == 1 {
+					t.Fatal("there was nothing to kill it in")
+				}
+				t.Logf("killed at %d places", n-1)
+			})
+		}
+	}
+}
+
+// Like TestKilledAnywhere, and the daemon that cleans up is killed too.
+func TestKilledTwice(t *testing.T) {
+	if testing.Short() {
+		t.Skip("quadratic")
+	}
+	for _, c := range crashCases() {
+		if c.name != "restart" && c.name != "delete" {
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) {
+			places := 0
+			for first := 1; killedOnce(t, c, "before action", first, 0); first += 2 {
+				for second := 1; second <= 9; second += 2 {
+					killedOnce(t, c, "before action", first, second)
+					places++
+				}
+			}
+			t.Logf("killed at %d pairs of places", places)
+		})
+	}
+}
+
+// killedOnce runs c in a world of its own and kills the daemon at the n-th
+// write or action, and its successor at its second-th action unless that is 0.
+// It reports whether there was an n-th.
+func killedOnce(t *testing.T, c crashCase, when string, n, second int) bool {
+	t.Helper()
+	name := fmt.Sprintf("killed %s %d", when, n)
+	if second > 0 {
+		name += fmt.Sprintf(", the next before action %d", second)
+	}
+	fired := false
+	t.Run(name, func(t *testing.T) {
+		w := newWorld(t)
+		tr := newTrigger(n)
+		opt := options{afterCommit: tr.pull}
+		if when == "before action" {
+			opt = options{beforeAction: tr.pull}
+		}
+		d := w.start(opt)
+		d.equip()
+		if c.prepare != nil {
+			c.prepare(d)
+		}
+		d.settle()
+		tr.arm(true)
+		acted := make(chan struct{})
+		go func() { // may hang in a write that never returns
+			defer close(acted)
+			c.act(d)
+		}()
+		if fired = tr.await(d, acted); !fired {
+			// The operation is through, and nobody was killed.
+			tr.arm(false)
+			d.checkAfter(t, c)
+			return
+		}
+		if second > 0 {
+			tr := newTrigger(second)
+			tr.arm(true)
+			d := w.start(options{beforeAction: tr.pull})
+			tr.await(d, nil)
+			d.kill()
+		}
+		w.start(options{}).checkAfter(t, c)
+	})
+	return fired
+}
+
+func (in *instance) checkAfter(t *testing.T, c crashCase) {
+	t.Helper()
+	vms := in.settle()
+	in.w.checkWorld(vms)
+	c.check(t, in, vms)
+	in.settle()
+}
+
+// await waits until the trigger has killed d, or d has nothing left to do.
+func (tr *trigger) await(d *instance, acted <-chan struct{}) bool {
+	deadline := time.Now().Add(patience)
+	quiet := 0
+	for time.Now().Before(deadline) {
+		select {
+		case <-tr.fired:
+			return true
+		case <-d.Ready():
+		case <-time.After(time.Millisecond):
+			continue
+		}
+		done := acted == nil
+		select {
+		case <-acted:
+			done = true
+		default:
+		}
+		// Twice in a row: an operation of the guest takes a moment to be seen.
+		if _, ok := d.quiet(); ok && done {
+			quiet++
+		} else {
+			quiet = 0
+		}
+		if quiet == 3 {
+			return false
+		}
+		time.Sleep(3 * time.Millisecond)
+	}
+	d.w.t.Fatal("neither killed nor done")
+	return false
+}
