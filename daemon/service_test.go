@@ -1,5 +1,12 @@
 package daemon
 
-import "github.com/volantvm/volant/daemon/httpapi"
+import (
+	"github.com/volantvm/volant/daemon/httpapi"
+	"github.com/volantvm/volant/store"
+)
 
-var _ httpapi.Service = (*Daemon)(nil)
+// The contracts that this package stands between.
+var (
+	_ httpapi.Service = (*Daemon)(nil)
+	_ Store           = (*store.Store)(nil)
+)
