@@ -174,7 +174,7 @@ func (d *Daemon) checkSpace(n uint64) error {
 		return err
 	}
 	if free < n+d.cfg.MinFree {
-		return api.Errorf(api.CodeExhausted, "the disk that holds %s has %d MiB left; that is too little for the artifact", d.cfg.DataDir, free>>20).
+		return api.Errorf(api.CodeExhausted, "the disk that holds %s has %d MiB left, of which %d stay free for the database: that is too little for the artifact", d.cfg.DataDir, free>>20, d.cfg.MinFree>>20).
 			WithHint("remove plugins that are not needed, or free some space")
 	}
 	return nil

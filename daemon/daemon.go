@@ -344,7 +344,7 @@ func (d *Daemon) driver(ctx context.Context) (hv.Driver, hv.Capabilities, error)
 }
 
 func unavailable(err error) error {
-	return api.Errorf(api.CodeUnavailable, "no hypervisor can run here: %v", err).WithHint("volar doctor says what is missing; VMs can be created and listed meanwhile")
+	return api.Errorf(api.CodeUnavailable, "no hypervisor can run here: %v", err).WithHint("volar system info shows what was found; VMs can be created and listed meanwhile")
 }
 
 // driverFor returns the driver that made a record, nil when it is not here.

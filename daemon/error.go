@@ -22,7 +22,18 @@ func (d *Daemon) publicError(op string, err error) error {
 		return e
 	}
 	d.log.Error("internal error", keyOp, op, keyErr, err)
+	if free, freeErr := freeBytes(d.cfg.DataDir); freeErr == nil && free < fullBelow {
+		return diskFull() // SQLite calls it an I/O error where it meets it in a mapped file
+	}
 	return api.Errorf(api.CodeInternal, "%s: internal error", op).WithHint("the log of volantd says more")
+}
+
+// fullBelow is how many free bytes a disk has that may count as full: less than
+// one transaction's pages.
+const fullBelow = 1 << 20
+
+func diskFull() *api.Error {
+	return api.Errorf(api.CodeExhausted, "the disk of volantd is full").WithHint("free some space below the data directory; nothing was changed")
 }
 
 // translate returns nil for an error it has no word for.
@@ -39,7 +50,7 @@ func translate(err error) *api.Error {
 	case errors.Is(err, row.ErrInUse):
 		return api.Errorf(api.CodeConflict, "it is in use")
 	case errors.Is(err, row.ErrFull), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return api.Errorf(api.CodeExhausted, "the disk of volantd is full").WithHint("free some space below the data directory; nothing was changed")
+		return diskFull()
 	case errors.Is(err, row.ErrBusy):
 		return api.Errorf(api.CodeUnavailable, "the database is held by another process").WithHint("try again, or end the program that has it open")
 	case errors.Is(err, row.ErrCorrupt):

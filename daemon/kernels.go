@@ -26,7 +26,7 @@ func (d *Daemon) kernel(ctx context.Context, name string) (api.Kernel, error) {
 	}
 	if name == "" {
 		if len(all) == 0 {
-			return api.Kernel{}, api.Errorf(api.CodeConflict, "no kernel was imported yet").WithHint("volar kernels import NAME FILE")
+			return api.Kernel{}, api.Errorf(api.CodeConflict, "no kernel was imported yet").WithHint("volar kernels import FILE [--name NAME]")
 		}
 		return api.Kernel{}, api.Errorf(api.CodeConflict, "no kernel is the default").WithHint("volar kernels default %s", all[0].Name)
 	}

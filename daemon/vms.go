@@ -403,7 +403,11 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 func reached(vm *row.VM, what api.VMWait, probed bool) (bool, error) {
 	never := func() error {
 		if vm.Reason != "" {
-			return api.Errorf(api.CodeConflict, "VM %s has %s: %s", vm.Name, vm.Status, vm.Reason).WithHint("volar vms logs %s shows what it said", vm.Name)
+			e := api.Errorf(api.CodeConflict, "VM %s has %s: %s", vm.Name, vm.Status, vm.Reason)
+			if vm.Status == api.VMFailed { // it may never have run, and have said nothing
+				return e.WithHint("once that is mended: volar vms start %s", vm.Name)
+			}
+			return e.WithHint("volar vms logs %s shows what it said", vm.Name)
 		}
 		return api.Errorf(api.CodeConflict, "VM %s is %s and will not be %s", vm.Name, vm.Status, what)
 	}
