@@ -77,6 +77,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, version stri
 		var stop context.CancelFunc
 		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 		defer stop()
+		context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	}
 	return f(ctx, rest, stdin, stdout, stderr, version)
 }

@@ -12,9 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/alecthomas/kong"
 )
@@ -48,8 +46,8 @@ type grammar struct {
 type exitPanic int
 
 // Main runs volantd with args, which do not include the program's name, until
-// ctx ends or SIGINT or SIGTERM comes, and returns its exit status: 0 ended as
-// told, 1 failed, 2 wrong usage.
+// ctx ends, and returns its exit status: 0 ended as told, 1 failed, 2 wrong
+// usage.
 func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer, version string) (status int) {
 	if len(args) == 1 && args[0] == "--version" {
 		fmt.Fprintf(stdout, "volantd %s\n", version) // without building the grammar
@@ -86,9 +84,6 @@ func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Wri
 		fmt.Fprintf(stderr, "volantd: %v\n", err)
 		return exitUsage
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	if err := Run(ctx, opt); err != nil {
 		fmt.Fprintf(stderr, "volantd: %v\n", err)
 		var hinted interface{ Hint() string }
