@@ -130,7 +130,7 @@ func (t *Serial) link(ctx context.Context) (s *yamux.Session, fresh bool, err er
 	if err != nil {
 		return nil, true, err
 	}
-	s, err = yamux.Client(link, &yamux.Config{
+	s, err = yamux.Client(&answers{ReadWriteCloser: link}, &yamux.Config{
 		AcceptBacklog:          backlog,
 		KeepAliveInterval:      time.Hour, // must be positive; keep-alives are off, for a paused guest is silent
 		ConnectionWriteTimeout: writeTimeout,
@@ -142,13 +142,6 @@ func (t *Serial) link(ctx context.Context) (s *yamux.Session, fresh bool, err er
 	if err != nil {
 		return nil, true, errors.Join(err, link.Close())
 	}
-	// Streams are opened by the host. A guest that opens one could make the
-	// host hold a window for each, so it loses the link.
-	go func() {
-		if _, err := s.Accept(); err == nil {
-			s.Close()
-		}
-	}()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {

@@ -241,6 +241,8 @@ func TestSerialMakesLinkAnew(t *testing.T) {
 		{"connection lost", func(g *guest, _ *transport.Serial) { g.current().Close() }},
 		// A guest has no business opening streams, and loses the link for it.
 		{"guest opened a stream", func(g *guest, _ *transport.Serial) { g.latest().Open() }},
+		// Nor has it pinging.
+		{"guest pinged", func(g *guest, _ *transport.Serial) { g.latest().Ping() }},
 	}
 	for _, b := range breaks {
 		t.Run(b.name, func(t *testing.T) {
