@@ -430,6 +430,7 @@ func (n *memNetwork) state() (taps, rules []string) {
 //	/panic             the kernel panics before the agent answers
 //	/stranger          the agent says that it is another VM's
 //	/sick              runs, and is unhealthy
+//	/lost              could not read its boot configuration
 type fakeGuest struct {
 	m    *hvtest.Machine
 	cfg  wire.BootConfig
@@ -494,6 +495,10 @@ func (g *fakeGuest) run(args []string) {
 		g.set(func(s *wire.Status) {
 			s.Workload, s.Error = wire.WorkloadFailed, "exec /nostart: no such file or directory"
 		})
+		g.end()
+		return
+	case "/lost":
+		g.set(func(s *wire.Status) { s.Workload, s.Error = wire.WorkloadFailed, "config: no such disk" })
 		g.end()
 		return
 	case "/sick":
@@ -577,8 +582,11 @@ func (g *fakeGuest) handler() http.Handler {
 	mux.HandleFunc("GET "+wire.PathHello, func(w http.ResponseWriter, r *http.Request) {
 		s, _, _ := g.get()
 		h := wire.Hello{Protocol: wire.Protocol, Version: "test", VM: g.cfg.VM, Incarnation: g.cfg.Incarnation, Timeline: s.Timeline}
-		if g.cfg.Workload.Args[0] == "/stranger" {
+		switch g.cfg.Workload.Args[0] {
+		case "/stranger":
 			h.VM = "another"
+		case "/lost":
+			h.VM, h.Incarnation = "", 0
 		}
 		json.NewEncoder(w).Encode(h)
 	})

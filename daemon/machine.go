@@ -166,10 +166,17 @@ func (m *machine) follow(ctx context.Context) {
 func (m *machine) greet(ctx context.Context) bool {
 	for {
 		hello, err := m.hello(ctx)
-		if err == nil && hello.VM != "" {
+		switch {
+		case err == nil && hello.VM != "":
 			err = checkHello(hello, m.id, m.incarnation)
 			m.set(func(r *report) { r.hello, r.up, r.alien = &hello, err == nil, err })
 			return err == nil
+		case err == nil:
+			// It answers, but never learnt who it is: its status says why.
+			if s, err := m.agent.status(ctx, 0); err == nil && s.Workload == wire.WorkloadFailed {
+				m.set(func(r *report) { r.status = s })
+				return false
+			}
 		}
 		select {
 		case <-m.exited:

@@ -356,6 +356,7 @@ func TestEnds(t *testing.T) {
 		{"workload exits with 3", []string{"exit", "3"}, nil, api.VMCrashed, "the workload exited with status 3", 3},
 		{"workload cannot start", []string{"nostart"}, nil, api.VMFailed, "the workload could not be started: exec /nostart: no such file or directory", -1},
 		{"guest panics at boot", []string{"panic"}, nil, api.VMFailed, "the guest kernel panicked before it was up; its console ends with: Kernel panic - not syncing", -1},
+		{"guest finds no configuration", []string{"lost"}, nil, api.VMFailed, "the workload could not be started: config: no such disk", -1},
 		{"guest is another", []string{"stranger"}, nil, api.VMFailed, `the guest says that it is VM "another", incarnation 1`, -1},
 		{"guest never answers", []string{"silent"}, nil, api.VMFailed, "the guest did not answer within 200ms; its console ends with: early words | last words[31m", -1},
 		{"guest powers off", []string{"serve"}, func(w *world, id string) { w.hv.Machine(id).PowerOff() }, api.VMStopped, "", -1},
@@ -400,6 +401,21 @@ func TestEnds(t *testing.T) {
 			}
 			w.checkWorld(d.settle())
 		})
+	}
+}
+
+// However often a worker is woken, a guest that never answers has its time and
+// no more.
+func TestBootTimeoutIsNotExtended(t *testing.T) {
+	d := newWorld(t).start(options{
+		config: func(c *Config) { c.BootTimeout = 300 * time.Millisecond },
+		timing: func(t *timing) { t.tick = 20 * time.Millisecond },
+	})
+	d.equip(d.manifest("silent"))
+	begin := time.Now()
+	d.create("web", "silent")
+	if vm := d.must("web", api.WaitStopped); vm.Status != api.VMFailed || time.Since(begin) > patience/2 {
+		t.Errorf("VM is %s after %s", vm.Status, time.Since(begin))
 	}
 }
 
