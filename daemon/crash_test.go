@@ -185,6 +185,7 @@ func TestKilledAnywhere(t *testing.T) {
 	for _, c := range crashCases() {
 		for _, when := range []string{"after write", "before action"} {
 			t.Run(c.name+"/"+when, func(t *testing.T) {
+				t.Parallel() // most of it is waiting for the disk
 				n := 1
 				for ; killedOnce(t, c, when, n, 0); n++ {
 					if n == 200 {
@@ -210,6 +211,7 @@ func TestKilledTwice(t *testing.T) {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			places := 0
 			for first := 1; killedOnce(t, c, "before action", first, 0); first += 2 {
 				for second := 1; second <= 9; second += 2 {
