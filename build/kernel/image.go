@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // MaxImageSize is the largest kernel image accepted, in bytes, compressed or not.
@@ -118,7 +119,7 @@ func Import(ctx context.Context, src io.ReaderAt, size int64, dir string) (Image
 
 // ImportFile is Import of the file at path.
 func ImportFile(ctx context.Context, path, dir string) (Image, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // or a FIFO would wait for its writer
 	if err != nil {
 		return Image{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -155,6 +156,13 @@ func TestImportFile(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := ImportFile(t.Context(), dir, dir); !errors.Is(err, ErrNotKernel) {
 		t.Errorf("ImportFile(folder) = %v, want %v", err, ErrNotKernel)
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ImportFile(t.Context(), fifo, dir); !errors.Is(err, ErrNotKernel) {
+		t.Errorf("ImportFile(FIFO) = %v, want %v", err, ErrNotKernel)
 	}
 	if _, err := ImportFile(t.Context(), filepath.Join(dir, "none"), dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("ImportFile(absent) = %v, want %v", err, os.ErrNotExist)

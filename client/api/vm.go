@@ -144,8 +144,8 @@ type Timeline struct {
 // incarnation unless lines were lost to the ring's bound.
 type LogEntry struct {
 	Seq    uint64    `json:"seq"`
-	Time   time.Time `json:"time"`
-	Stream string    `json:"stream"` // "stdout", "stderr", "agent", "console"
+	Time   time.Time `json:"time,omitzero"` // the console's lines have none
+	Stream string    `json:"stream"`        // "stdout", "stderr", "agent", "console"
 	Line   string    `json:"line"`
 }
 

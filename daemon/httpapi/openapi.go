@@ -153,7 +153,7 @@ func (s schemaSet) ofStruct(t reflect.Type) object {
 			continue
 		}
 		props[field] = s.of(f.Type)
-		if !strings.Contains(opts, "omitempty") {
+		if !strings.Contains(opts, "omitempty") && !strings.Contains(opts, "omitzero") {
 			required = append(required, field)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -54,7 +55,13 @@ func (c *cli) uploadArtifacts(cl *client.Client, m *api.Manifest, base location)
 			err = c.uploadArtifact(cl, a, at)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", a.field, err)
+			err = fmt.Errorf("%s: %w", a.field, err)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = &hintError{err, "relative paths in a manifest begin where the manifest is"}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -43,7 +43,7 @@ func (cmd *kernelImportCmd) Run(c *cli) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	img, err := kernel.ImportFile(c.ctx, cmd.File, tmp)
 	if err != nil {
-		return kernelError(cmd.File, err)
+		return kernelError(err)
 	}
 	in := api.KernelImport{Name: cmd.Name, Version: img.Version, Digest: img.Digest, Default: cmd.Default}
 	if in.Name == "" {
@@ -82,8 +82,9 @@ func defaultWord(k api.Kernel) string {
 	return ""
 }
 
-// kernelError says what to do about a kernel that cannot be used.
-func kernelError(file string, err error) error {
+// kernelError says what to do about a kernel that cannot be used. err names the
+// file.
+func kernelError(err error) error {
 	hint := ""
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -93,7 +94,6 @@ func kernelError(file string, err error) error {
 	case errors.Is(err, kernel.ErrNotKernel), errors.Is(err, kernel.ErrArch), errors.Is(err, kernel.ErrCompression):
 		hint = "an x86-64 vmlinuz (bzImage) or vmlinux is needed"
 	}
-	err = fmt.Errorf("kernel %s: %w", file, err)
 	if hint == "" {
 		return err
 	}
@@ -203,7 +203,7 @@ type kernelRemoveCmd struct {
 	Name string `arg:"" help:"Name of the kernel." complete:"kernels"`
 }
 
-// Run removes a kernel.
+// Run removes a kernel. With -o json or yaml it prints it as it was.
 func (cmd *kernelRemoveCmd) Run(c *cli) error {
 	if err := api.ValidateName("kernel", cmd.Name); err != nil {
 		return err
@@ -212,11 +212,18 @@ func (cmd *kernelRemoveCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
+	list, err := cl.Kernels(c.ctx)
+	if err != nil {
+		return err
+	}
 	if err := cl.RemoveKernel(c.ctx, cmd.Name); err != nil {
 		return err
 	}
-	if c.output != outputTable && c.output != outputName {
-		return nil // nothing is left to print
+	var was api.Kernel // stays empty only if it came after we looked
+	for _, k := range list {
+		if k.Name == cmd.Name {
+			was = k
+		}
 	}
-	return c.print(nil, []string{cmd.Name}, func(w io.Writer) { row(w, cmd.Name+" removed") })
+	return c.print(was, []string{cmd.Name}, func(w io.Writer) { row(w, cmd.Name+" removed") })
 }

@@ -56,6 +56,9 @@ func TestImportDebianKernel(t *testing.T) {
 	if _, out, _ := run(t, "kernels", "list"); !strings.Contains(out, "debian") || strings.Count(out, " yes ") != 3 {
 		t.Errorf("list:\n%s", out)
 	}
+	if status, out, _ := run(t, "kernels", "remove", "debian", "-o", "json"); status != 0 || !strings.Contains(out, `"name": "debian"`) {
+		t.Errorf("remove = %d:\n%s", status, out)
+	}
 	if status, _, errOut := run(t, "kernels", "import", images[0], "--modules", t.TempDir()); status != 1 || !strings.Contains(errOut, "hint: give /lib/modules/"+version) {
 		t.Errorf("import without modules = %d, %q", status, errOut)
 	}
@@ -72,7 +75,7 @@ func TestKernelErrors(t *testing.T) {
 	} {
 		var buf bytes.Buffer
 		c := &cli{stderr: &buf}
-		if status := c.fail(kernelError("k", fmt.Errorf("x: %w", err))); status != exitFailed {
+		if status := c.fail(kernelError(fmt.Errorf("x: %w", err))); status != exitFailed {
 			t.Errorf("%v: status %d", err, status)
 		}
 		if got := strings.Contains(buf.String(), "hint: "); got != (hint != "") || !strings.Contains(buf.String(), hint) {

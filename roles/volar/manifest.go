@@ -25,7 +25,7 @@ func (c *cli) readManifest(source string) (m *api.Manifest, base location, err e
 	var data []byte
 	if source == "-" {
 		base, source = location{dir: "."}, "standard input"
-		data, err = readLimited(c.stdin, api.MaxManifestSize)
+		data, err = c.readStdin(api.MaxManifestSize)
 	} else {
 		var at location
 		if at, err = (location{dir: "."}).resolve(source); err == nil {
@@ -203,6 +203,24 @@ func (c *cli) read(l location, limit int64) ([]byte, error) {
 	return readLimited(f, limit)
 }
 
+// readStdin reads standard input to its end, or until the context ends. The
+// read itself cannot be ended: its goroutine goes with the process.
+func (c *cli) readStdin(limit int64) ([]byte, error) {
+	var data []byte
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		data, err = readLimited(c.stdin, limit)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return data, err
+	case <-c.ctx.Done():
+		return nil, c.ctx.Err()
+	}
+}
+
 func readLimited(r io.Reader, limit int64) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
@@ -214,12 +232,18 @@ func readLimited(r io.Reader, limit int64) ([]byte, error) {
 	return data, nil
 }
 
+// missingFile is the name of a file that is not there.
+type missingFile string
+
+func (f missingFile) Error() string { return "there is no file " + string(f) }
+func (missingFile) Unwrap() error   { return fs.ErrNotExist }
+
 // openRegular opens a file that is no directory, device or pipe.
 func openRegular(name string) (*os.File, int64, error) {
 	st, err := os.Stat(name)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, 0, &hintError{fmt.Errorf("there is no file %s", name), "relative paths in a manifest begin where the manifest is"}
+			return nil, 0, missingFile(name)
 		}
 		return nil, 0, err
 	}

@@ -214,7 +214,7 @@ type logsCmd struct {
 	Name       string `arg:"" help:"Name or id of the VM." complete:"vms"`
 	Follow     bool   `short:"f" help:"Go on with new lines as they come."`
 	Tail       int    `short:"n" help:"Only the last lines, this many." placeholder:"N"`
-	Timestamps bool   `short:"t" help:"Begin each line with its time."`
+	Timestamps bool   `short:"t" help:"Begin each line with its time; the console's lines have none."`
 	Console    bool   `help:"The kernel console instead of the workload's output."`
 }
 
@@ -238,7 +238,7 @@ func (cmd *logsCmd) Run(c *cli) error {
 		if c.output != outputTable {
 			return c.writeItem(e)
 		}
-		if cmd.Timestamps {
+		if cmd.Timestamps && !e.Time.IsZero() {
 			_, _ = out.WriteString(e.Time.Format(time.RFC3339Nano) + " ") // Flush meets the error
 		}
 		_, _ = out.WriteString(e.Line + "\n")

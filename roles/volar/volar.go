@@ -179,20 +179,29 @@ type versionCmd struct{}
 
 // Run prints both versions; that the daemon does not answer is no failure.
 func (versionCmd) Run(c *cli) error {
-	fmt.Fprintf(c.stdout, "volar %s\n", c.version)
+	var v struct {
+		Volar   string `json:"volar"`
+		Volantd string `json:"volantd,omitempty"`
+	}
+	v.Volar = c.version
 	cl, err := client.New(client.Config{Addr: c.host, Version: c.version})
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
 	info, err := cl.SystemInfo(c.ctx)
-	if err != nil {
-		if api.CodeOf(err) == api.CodeUnavailable {
-			c.notef("%v", err)
-			return nil
-		}
+	switch {
+	case err == nil:
+		v.Volantd = info.Version
+	case api.CodeOf(err) == api.CodeUnavailable:
+		c.notef("%v", err)
+	default:
 		return err
 	}
-	fmt.Fprintf(c.stdout, "volantd %s\n", printable(info.Version))
-	return nil
+	return c.print(v, []string{v.Volar}, func(w io.Writer) {
+		row(w, "volar "+v.Volar)
+		if v.Volantd != "" {
+			row(w, "volantd "+v.Volantd)
+		}
+	})
 }

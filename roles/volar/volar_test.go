@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -265,5 +266,18 @@ COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _volar; echo "${COMPREPLY[*]}"`, "bash", 
 		if got := strings.TrimSpace(string(out)); err != nil || got != want {
 			t.Errorf("completing %q gives %q (%v), want %q", line, got, err, want)
 		}
+	}
+}
+
+// TestInterruptedInput checks that an interrupt ends the wait for a manifest
+// that nobody types.
+func TestInterruptedInput(t *testing.T) {
+	in, typist := io.Pipe()
+	defer typist.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	var out, errOut bytes.Buffer
+	if status := Main(ctx, []string{"plugins", "install", "-"}, in, &out, &errOut, "1.2.3"); status != exitInterrupted || errOut.Len() != 0 {
+		t.Errorf("Main = %d, stderr %q, want %d and nothing", status, &errOut, exitInterrupted)
 	}
 }
