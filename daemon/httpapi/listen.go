@@ -41,9 +41,18 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), socketDirMode); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
+	if _, err := os.Lstat(path + ".lock"); errors.Is(err, fs.ErrNotExist) {
+		// No volantd was here: do not leave a lock beside what is another program's.
+		if _, err := stale(ctx, path); err != nil {
+			return nil, err
+		}
+	}
 	lock, err := LockFile(path + ".lock")
+	if errors.Is(err, ErrInUse) {
+		err = fmt.Errorf("another volantd listens there: %w", err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: another volantd listens there: %w", path, err)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	ln, err := listenLocked(ctx, path)
 	if err != nil {
@@ -73,7 +82,11 @@ func socketPath(addr string) (string, error) {
 }
 
 func listenLocked(ctx context.Context, path string) (net.Listener, error) {
-	if err := removeStale(ctx, path); err != nil {
+	left, err := stale(ctx, path)
+	if err == nil && left {
+		err = os.Remove(path)
+	}
+	if err != nil {
 		return nil, err
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -94,28 +107,28 @@ func listenLocked(ctx context.Context, path string) (net.Listener, error) {
 	return ln, nil
 }
 
-// removeStale removes a socket on which nobody listens. Whatever else is at
-// path stays, and is an error.
-func removeStale(ctx context.Context, path string) error {
+// stale reports whether there is a socket at path on which nobody listens.
+// Whatever else is there is an error.
+func stale(ctx context.Context, path string) (bool, error) {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", path, err)
+		return false, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	if st.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("listen on %s: there is a file that is not a socket; remove it or choose another path", path)
+		return false, fmt.Errorf("listen on %s: there is a file that is not a socket; remove it or choose another path", path)
 	}
 	d := net.Dialer{Timeout: time.Second}
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err == nil {
-		return errors.Join(fmt.Errorf("listen on %s: a daemon answers there already: %w; stop it or choose another socket", path, ErrInUse), conn.Close())
+		return false, errors.Join(fmt.Errorf("listen on %s: a program answers there already: %w; stop it or choose another socket", path, ErrInUse), conn.Close())
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("listen on %s: cannot tell whether the socket there is in use: %w", path, err)
+		return false, fmt.Errorf("listen on %s: cannot tell whether the socket there is in use: %w", path, err)
 	}
-	return os.Remove(path)
+	return true, nil
 }
 
 // lockedListener lets its lock go after its socket is gone.

@@ -81,6 +81,9 @@ func TestListenRefuses(t *testing.T) {
 			t.Errorf("Listen(%q) = %v, want %q", addr, err, want)
 		}
 	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("beside the file there are %v %v, want nothing", left, err)
+	}
 	if data, err := os.ReadFile(file); string(data) != "precious" {
 		t.Errorf("the file is %q %v", data, err)
 	}

@@ -40,8 +40,11 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return fmt.Errorf("data folder: %w", err)
 	}
 	lock, err := httpapi.LockFile(filepath.Join(opt.DataDir, "state.lock"))
+	if errors.Is(err, httpapi.ErrInUse) {
+		err = fmt.Errorf("another volantd uses it: %w", err)
+	}
 	if err != nil {
-		return fmt.Errorf("data folder %s: another volantd uses it: %w", opt.DataDir, err)
+		return fmt.Errorf("data folder: %w", err)
 	}
 	undo = append(undo, lock.Close)
 	ln, err := httpapi.Listen(ctx, opt.Listen)
