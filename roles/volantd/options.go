@@ -29,7 +29,7 @@ type Options struct {
 	// of a test binary set it.
 	AgentBinary string
 	// BootTimeout is how long a guest may take to start its workload; 0: the
-	// daemon's default.
+	// daemon's default, which the flag's is too.
 	BootTimeout time.Duration
 	// AfterCommit is called after each durable write of the store, with how many
 	// there were. Crash tests kill the process in it.

@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -26,17 +27,18 @@ const (
 
 // grammar is the whole command line.
 type grammar struct {
-	DataDir    string   `help:"Folder of what is kept: database, artifacts, logs." env:"VOLANT_DATA_DIR" default:"/var/lib/volant" placeholder:"DIR"`
-	RuntimeDir string   `help:"Folder of sockets and boot files; need not outlive a reboot." env:"VOLANT_RUNTIME_DIR" default:"/run/volant" placeholder:"DIR"`
-	Listen     string   `help:"Where the API listens: unix:///path (default: volantd.sock in the runtime folder)." aliases:"socket" env:"VOLANT_SOCKET,VOLANT_API_LISTEN" placeholder:"ADDR"`
-	Bridge     string   `help:"Bridge that VMs are connected to; it is made if it is not there." env:"VOLANT_BRIDGE" default:"vbr0" placeholder:"NAME"`
-	Subnet     string   `help:"IPv4 network of the bridge." env:"VOLANT_SUBNET" default:"192.168.127.0/24" placeholder:"CIDR"`
-	HostIP     string   `name:"host-ip" help:"The host's address in it (default: the first one)." env:"VOLANT_HOST_IP" placeholder:"ADDR"`
-	DNS        []string `name:"dns" help:"Nameservers of VMs (default: those of the host's resolv.conf that a VM can reach)." env:"VOLANT_DNS" placeholder:"ADDR"`
-	Hypervisor string   `help:"What runs new VMs: ${enum}." env:"VOLANT_HYPERVISOR" enum:"auto,qemu,cloud-hypervisor" default:"auto" placeholder:"NAME"`
-	QEMU       string   `name:"qemu" help:"Path of qemu-system-x86_64 (default: looked up in PATH)." env:"VOLANT_QEMU" placeholder:"PATH"`
-	LogLevel   string   `help:"What is logged: ${enum}." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
-	LogFormat  string   `help:"How it is logged: ${enum}." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
+	DataDir    string        `help:"Folder of what is kept: database, artifacts, logs (default: ${default})." env:"VOLANT_DATA_DIR" default:"/var/lib/volant" placeholder:"DIR"`
+	RuntimeDir string        `help:"Folder of sockets and boot files; need not outlive a reboot (default: ${default})." env:"VOLANT_RUNTIME_DIR" default:"/run/volant" placeholder:"DIR"`
+	Listen     string        `help:"Where the API listens: unix:///path (default: volantd.sock in the runtime folder)." aliases:"socket" env:"VOLANT_SOCKET,VOLANT_API_LISTEN" placeholder:"ADDR"`
+	Bridge     string        `help:"Bridge that VMs are connected to; it is made if it is not there (default: ${default})." env:"VOLANT_BRIDGE" default:"vbr0" placeholder:"NAME"`
+	Subnet     string        `help:"IPv4 network of the bridge (default: ${default})." env:"VOLANT_SUBNET" default:"192.168.127.0/24" placeholder:"CIDR"`
+	HostIP     string        `name:"host-ip" help:"The host's address in it (default: the first one)." env:"VOLANT_HOST_IP" placeholder:"ADDR"`
+	DNS        []string      `name:"dns" help:"Nameservers of VMs (default: those of the host's resolv.conf that a VM can reach)." env:"VOLANT_DNS" placeholder:"ADDR"`
+	Hypervisor string        `help:"What runs new VMs: ${enum} (default: ${default}; cloud-hypervisor is refused by this version)." env:"VOLANT_HYPERVISOR" enum:"auto,qemu,cloud-hypervisor" default:"auto" placeholder:"NAME"`
+	QEMU       string        `name:"qemu" help:"Path of qemu-system-x86_64 (default: looked up in PATH)." env:"VOLANT_QEMU" placeholder:"PATH"`
+	Boot       time.Duration `name:"boot-timeout" help:"How long a guest may take to start its workload before its start has failed (default: ${default})." env:"VOLANT_BOOT_TIMEOUT" default:"90s" placeholder:"TIME"`
+	LogLevel   string        `help:"What is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
+	LogFormat  string        `help:"How it is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
 
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
@@ -63,14 +65,7 @@ func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Wri
 		}
 	}()
 	var g grammar
-	parser, err := kong.New(&g,
-		kong.Name("volantd"),
-		kong.Description("volantd runs VMs. It must be root. VMs outlive it: volar vms stop --all stops them."),
-		kong.Vars{"version": "volantd " + version},
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { panic(exitPanic(code)) }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-	)
+	parser, err := g.parser(stdout, stderr, version)
 	if err != nil {
 		fmt.Fprintf(stderr, "volantd: %v\n", err)
 		return exitFailed
@@ -95,10 +90,25 @@ func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Wri
 	return exitOK
 }
 
+// parser returns the parser that fills in g.
+func (g *grammar) parser(stdout, stderr io.Writer, version string) (*kong.Kong, error) {
+	return kong.New(g,
+		kong.Name("volantd"),
+		kong.Description("volantd runs VMs. It must be root. VMs outlive it: volar vms stop --all stops them."),
+		kong.Vars{"version": "volantd " + version},
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { panic(exitPanic(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+	)
+}
+
 func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 	opt := Options{
 		DataDir: g.DataDir, RuntimeDir: g.RuntimeDir, Listen: g.Listen, Bridge: g.Bridge,
-		Hypervisor: g.Hypervisor, QEMU: g.QEMU, Version: version,
+		Hypervisor: g.Hypervisor, QEMU: g.QEMU, BootTimeout: g.Boot, Version: version,
+	}
+	if g.Boot <= 0 {
+		return opt, fmt.Errorf("--boot-timeout: %v is not a duration above 0s", g.Boot)
 	}
 	if err := opt.setNetwork(g.Subnet, g.HostIP, g.DNS); err != nil {
 		return opt, err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
@@ -20,6 +21,8 @@ import (
 	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
 )
+
+var update = flag.Bool("update", false, "rewrite the generated part of docs/volantd.md")
 
 // TestMain lets the test binary be volantd: tests start it in a network
 // namespace of its own.
@@ -198,6 +201,7 @@ func TestRefuses(t *testing.T) {
 		"IPv6 subnet":      {[]string{"--subnet", "fd00::/64"}, exitUsage, "not an IPv4 network"},
 		"host elsewhere":   {[]string{"--host-ip", "10.0.0.1"}, exitUsage, "not an address in 192.168.127.0/24"},
 		"nameserver":       {[]string{"--dns", "example.org"}, exitUsage, "not an IPv4 address"},
+		"boot timeout":     {[]string{"--boot-timeout", "0s"}, exitUsage, "not a duration above 0s"},
 		"log level":        {[]string{"--log-level", "loud"}, exitUsage, "must be one of"},
 		"hypervisor":       {[]string{"--hypervisor", "xen"}, exitUsage, "must be one of"},
 		"cloud-hypervisor": {[]string{"--hypervisor", "cloud-hypervisor"}, exitFailed, "does not have it yet"},
