@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -147,6 +148,17 @@ func TestLife(t *testing.T) {
 		if status := second.wait(t); status != exitFailed || !strings.Contains(second.out.String(), "another volantd") || !strings.Contains(second.out.String(), "in use by process") {
 			t.Errorf("a second volantd on %s ends with %d and %q", what, status, second.out)
 		}
+	}
+	// This one shares only the network namespace.
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	third := exec.CommandContext(t.Context(), "nsenter", "--net=/proc/"+strconv.Itoa(p.Process.Pid)+"/ns/net", exe,
+		"--data-dir", filepath.Join(dir, "data3"), "--runtime-dir", filepath.Join(dir, "run3"))
+	third.Env = append(os.Environ(), "VOLANTD_TEST_MAIN=1")
+	if out, err := third.CombinedOutput(); third.ProcessState.ExitCode() != exitFailed || !strings.Contains(string(out), "network namespace, as process "+strconv.Itoa(p.Process.Pid)) {
+		t.Errorf("a second volantd in the network namespace ends with %v and %q", err, out)
 	}
 	if err := p.client.Health(t.Context()); err != nil {
 		t.Errorf("after the others: %v", err)

@@ -52,6 +52,11 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	undo = append(undo, ln.Close)
+	claim, err := netdev.Claim(ctx)
+	if err != nil {
+		return err
+	}
+	undo = append(undo, claim.Close)
 
 	st, err := store.Open(ctx, filepath.Join(opt.DataDir, "state.db"), store.Options{AfterCommit: opt.AfterCommit})
 	if err != nil {
