@@ -1,6 +1,6 @@
 # Volant. `make` lists the targets.
 #
-# demo and test work on a fresh Debian with Go and git: they install what they
+# demo and test work on a fresh Debian with Go, git and make: they install what they
 # need with apt. Nothing else here installs anything.
 
 SHELL   := /bin/bash
@@ -8,6 +8,11 @@ SHELL   := /bin/bash
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 
 export CGO_ENABLED := 0
+# The version is stamped below. Go's own stamp fails where git distrusts the
+# clone: another user's, seen by root.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+# After a plain "su", Debian's root has no sbin.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help build install demo test lint bench kernels generate fuzz clean
 
@@ -15,6 +20,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 build: ## bin/volant and the links to its roles
+	@echo "building bin/volant $(VERSION) (the first time takes a minute or two) ..."
 	@go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/volant .
 	@bin/volant install
 
