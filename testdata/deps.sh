@@ -3,7 +3,7 @@
 # are missing. Says what it installs; installs nothing else.
 set -euo pipefail
 
-want=(qemu-system-x86:qemu-system-x86_64 iproute2:ip curl:curl xz-utils:xz)
+want=(ca-certificates:/etc/ssl/certs/ca-certificates.crt qemu-system-x86:qemu-system-x86_64 iproute2:ip curl:curl xz-utils:xz)
 if [ "${1:-test}" = test ]; then
 	want+=(gcc:gcc make:make libc6-dev:/usr/include/stdio.h flex:flex bison:bison bc:bc
 		libelf-dev:/usr/include/libelf.h perl:perl python3:python3 cpio:cpio zstd:zstd lz4:lz4 musl-tools:musl-gcc nftables:nft iputils-ping:ping util-linux:unshare)
@@ -27,9 +27,10 @@ export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # On a fresh machine the lists may be missing or old: try, update, try again.
-if ! apt-get install -y -q --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
+# A machine that has just booted may be installing its own updates: wait.
+if ! apt-get install -y -q -o DPkg::Lock::Timeout=300 --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
 	echo "updating apt's lists ..."
 	apt-get update -q >"$log" 2>&1 || { tail -5 "$log" >&2; exit 1; }
-	apt-get install -y -q --no-install-recommends "${missing[@]}" >"$log" 2>&1 || { tail -20 "$log" >&2; exit 1; }
+	apt-get install -y -q -o DPkg::Lock::Timeout=300 --no-install-recommends "${missing[@]}" >"$log" 2>&1 || { tail -20 "$log" >&2; exit 1; }
 fi
 echo "installed."
