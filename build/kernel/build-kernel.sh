@@ -7,7 +7,7 @@
 # configuration fragments beside this script. The source comes from the Debian
 # mirror that this machine's apt already uses; apt checks its signature and its
 # digest. Nothing is installed: packages that are missing are named and the
-# script stops.
+# script stops. Root is needed only if apt has no package lists yet.
 #
 # A target is built only when its inputs changed: the fragments, this script, the
 # source package's version, the compiler, the linker. The version is settled once,
@@ -117,8 +117,14 @@ mirror() { # label
 # A private apt state: the machine's own sources and lists stay as they are.
 prepare_apt() {
   local main security index
-  main=$(mirror Debian) security=$(mirror Debian-Security)
-  [ -n "$main" ] || die "apt knows no Debian mirror; as root: apt-get update"
+  main=$(mirror Debian)
+  if [ -z "$main" ]; then # a container image ships without lists
+    [ "$(id -u)" -eq 0 ] || die "apt has no package lists; as root: apt-get update"
+    stage lists "updating apt's package lists" apt-get -q update
+    main=$(mirror Debian)
+  fi
+  [ -n "$main" ] || die "apt knows no Debian mirror; Debian's own must be among its sources"
+  security=$(mirror Debian-Security)
   mkdir -p "$WORK/apt/lists/partial" "$WORK/apt/cache/archives/partial" "$WORK/deb"
   echo "deb [signed-by=$keyring] $main $SUITE main" >"$WORK/apt/sources.list"
   [ -z "$security" ] || echo "deb [signed-by=$keyring] $security $SUITE-security main" >>"$WORK/apt/sources.list"
