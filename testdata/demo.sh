@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 
 work=$(mktemp -d /tmp/volant-demo.XXXXXX)
 ns=volant-demo-$$
+netns_was=; [ ! -d /run/netns ] || netns_was=1
 daemon=
 export VOLANT_HOST=unix://$work/run/volantd.sock
 PATH=$PWD/bin:$PATH
@@ -24,6 +25,8 @@ cleanup() {
 		wait "$daemon" 2>/dev/null || true
 	fi
 	ip netns del "$ns" 2>/dev/null || true
+	# The first "ip netns add" since boot mounts a folder; both go again, unless somebody uses them by now.
+	[ -n "$netns_was" ] || { umount /run/netns && rmdir /run/netns; } 2>/dev/null || true
 	[ $status = 0 ] || { echo "demo: failed; the daemon's last words:" >&2; tail -n 20 "$work/volantd.log" >&2 2>/dev/null || true; }
 	rm -rf "$work"
 	exit $status
