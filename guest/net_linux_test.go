@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
@@ -48,11 +49,42 @@ func testConfigureNIC(t *testing.T) {
 		t.Errorf("add a veth: %v", err)
 		return
 	}
+	peer, err := netlink.LinkByName("peer")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	// A NIC without a carrier is configured all the same, a little later.
+	start := time.Now()
+	if err := configureNIC(cfg, time.Second); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took < carrierTimeout || took > time.Minute {
+		t.Errorf("without a carrier configureNIC() took %v, want about %v", took, carrierTimeout)
+	}
+	if err := netlink.LinkSetUp(peer); err != nil {
+		t.Error(err)
+	}
+	if err := netlink.LinkSetDown(nic); err != nil {
+		t.Error(err)
+	}
+	if err := netlink.AddrDel(nic, &netlink.Addr{IPNet: &net.IPNet{IP: cfg.Address.Addr().AsSlice(), Mask: net.CIDRMask(24, 32)}}); err != nil {
+		t.Error(err)
+	}
+	news, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer news.Close()
 	for range 2 { // a second time changes nothing
 		if err := configureNIC(cfg, time.Second); err != nil {
 			t.Error(err)
 			return
 		}
+	}
+	if state := stateAtFirstAddress(t, news, nic.Index); state != netlink.OperUp {
+		t.Errorf("the NIC was %s when it got its address, want up", state)
 	}
 	link, err := netlink.LinkByName("nic")
 	if err != nil {
@@ -80,5 +112,33 @@ func testConfigureNIC(t *testing.T) {
 	cfg.Gateway = netip.MustParseAddr("198.51.100.1")
 	if err := configureNIC(cfg, time.Second); err == nil || !strings.Contains(err.Error(), "198.51.100.1") {
 		t.Errorf("with a gateway out of reach configureNIC() = %v, want an error that names it", err)
+	}
+}
+
+// stateAtFirstAddress reads what the kernel told of a link and its addresses,
+// up to its first address, and returns the state that the link had then.
+func stateAtFirstAddress(t *testing.T, news *nl.NetlinkSocket, index int) netlink.LinkOperState {
+	t.Helper()
+	if err := news.SetReceiveTimeout(&unix.Timeval{Sec: 10}); err != nil {
+		t.Error(err)
+	}
+	state := netlink.LinkOperState(netlink.OperNotPresent)
+	for {
+		messages, _, err := news.Receive()
+		if err != nil {
+			t.Errorf("no address was added: %v", err)
+			return state
+		}
+		for _, m := range messages {
+			if m.Header.Type == unix.RTM_NEWADDR {
+				return state
+			}
+			link, err := netlink.LinkDeserialize(&unix.NlMsghdr{Type: m.Header.Type}, m.Data)
+			if err != nil {
+				t.Error(err)
+			} else if link.Attrs().Index == index {
+				state = link.Attrs().OperState
+			}
+		}
 	}
 }
