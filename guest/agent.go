@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/volantvm/volant/guest/wire"
@@ -40,12 +39,8 @@ type agent struct {
 	shutdown func(wire.Shutdown)
 	status   *status
 	ring     *logRing
-	// configured is closed once hello and workload are known, quit when every
-	// request shall come to its end.
-	configured <-chan struct{}
-	quit       <-chan struct{}
-	// workload proxies to the workload; nil while there is none to proxy to.
-	workload atomic.Pointer[httputil.ReverseProxy]
+	quit     <-chan struct{}        // closed when every request shall come to its end
+	workload *httputil.ReverseProxy // nil where there is none to proxy to
 }
 
 // server makes the HTTP server for the agent's listeners.
@@ -80,15 +75,7 @@ func (a *agent) handler() http.Handler {
 	})
 }
 
-// getHello waits for the boot configuration: who dials early is not told half
-// of the story.
 func (a *agent) getHello(w http.ResponseWriter, r *http.Request) {
-	select {
-	case <-a.configured:
-	case <-a.quit:
-	case <-r.Context().Done():
-		return
-	}
 	writeJSON(w, http.StatusOK, a.hello())
 }
 
@@ -189,20 +176,13 @@ func (a *agent) postClock(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *agent) proxy(w http.ResponseWriter, r *http.Request) {
-	select {
-	case <-a.configured:
-	default:
-		writeError(w, http.StatusServiceUnavailable, errors.New("the guest is booting"))
-		return
-	}
-	p := a.workload.Load()
-	if p == nil {
+	if a.workload == nil {
 		writeError(w, http.StatusNotFound, errors.New("the workload has no base_url to proxy to"))
 		return
 	}
 	// Otherwise the server reads the whole request before it sends a response.
 	_ = http.NewResponseController(w).EnableFullDuplex()
-	p.ServeHTTP(w, r)
+	a.workload.ServeHTTP(w, r)
 }
 
 // newProxy makes the proxy to a workload's base URL. It streams in both

@@ -20,21 +20,21 @@ import (
 // testAgent is an agent without a guest around it.
 type testAgent struct {
 	*agent
-	configured, quit chan struct{}
-	clock            time.Time
-	shutdowns        chan wire.Shutdown
+	quit      chan struct{}
+	clock     time.Time
+	shutdowns chan wire.Shutdown
 }
 
 func newTestAgent() *testAgent {
-	a := &testAgent{configured: make(chan struct{}), quit: make(chan struct{}), shutdowns: make(chan wire.Shutdown, 1)}
+	a := &testAgent{quit: make(chan struct{}), shutdowns: make(chan wire.Shutdown, 1)}
 	a.agent = &agent{
-		log:        discardLog(),
-		hello:      func() wire.Hello { return wire.Hello{VM: "vm-1"} },
-		setClock:   func(t time.Time) error { a.clock = t; return nil },
-		shutdown:   func(s wire.Shutdown) { a.shutdowns <- s },
-		status:     newStatus(&timeline{now: func() time.Duration { return 0 }}),
-		ring:       newLogRing(1 << 20),
-		configured: a.configured, quit: a.quit,
+		log:      discardLog(),
+		hello:    func() wire.Hello { return wire.Hello{VM: "vm-1"} },
+		setClock: func(t time.Time) error { a.clock = t; return nil },
+		shutdown: func(s wire.Shutdown) { a.shutdowns <- s },
+		status:   newStatus(&timeline{now: func() time.Duration { return 0 }}),
+		ring:     newLogRing(1 << 20),
+		quit:     a.quit,
 	}
 	return a
 }
@@ -43,21 +43,6 @@ func (a *testAgent) do(method, target, body string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
 	a.handler().ServeHTTP(w, httptest.NewRequest(method, target, strings.NewReader(body)))
 	return w
-}
-
-func TestHelloWaitsForTheConfiguration(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a := newTestAgent()
-		go func() {
-			time.Sleep(3 * time.Second)
-			close(a.configured)
-		}()
-		start := time.Now()
-		w := a.do("GET", wire.PathHello, "")
-		if !strings.Contains(w.Body.String(), "vm-1") || time.Since(start) != 3*time.Second {
-			t.Errorf("hello after %v = %s, want it with the configuration", time.Since(start), w.Body)
-		}
-	})
 }
 
 func TestStatusLongPoll(t *testing.T) {
@@ -192,10 +177,6 @@ func TestShutdownAndClock(t *testing.T) {
 
 func TestProxyWithoutWorkload(t *testing.T) {
 	a := newTestAgent()
-	if w := a.do("GET", wire.PathWorkload+"/", ""); w.Code != http.StatusServiceUnavailable {
-		t.Errorf("while booting the proxy answers %d %s", w.Code, w.Body)
-	}
-	close(a.configured)
 	if w := a.do("GET", wire.PathWorkload, ""); w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "base_url") {
 		t.Errorf("without a base URL the proxy answers %d %s", w.Code, w.Body)
 	}
@@ -203,7 +184,7 @@ func TestProxyWithoutWorkload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.workload.Store(p)
+	a.workload = p
 	if w := a.do("GET", wire.PathWorkload+"/x", ""); w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), "does not answer") {
 		t.Errorf("without a workload the proxy answers %d %s", w.Code, w.Body)
 	}

@@ -8,7 +8,7 @@
 // Run goes through these steps in order. Each is timed on CLOCK_BOOTTIME and
 // reported in wire.Hello.Timeline under the name given here. A step is fatal
 // unless it says otherwise: the guest says why on the console, tells the host
-// if the agent is already there, and powers off. It never hangs.
+// and powers off. Every wait in a step is bounded, so that it never hangs.
 //
 //  0. guard: refuse to act anywhere but in a Volant guest (see below).
 //  1. kernel: not a step of kestrel's, but the time before it.
@@ -16,21 +16,22 @@
 //     sys and dev are survived when they fail.
 //  3. modules: load what wire.ModulesDir lists. Survived: a module that was
 //     needed makes a later step fail with a clearer message.
-//  4. agent: begin to serve the agent API on the virtio-serial port and on
-//     AF_VSOCK, beside all that follows, so that the host hears of a boot that
-//     fails. Recorded when the first of the two listens. A guest that has
-//     neither carries on without.
-//  5. config: find the disk with the serial wire.ConfigSerial, read and verify
+//  4. config: find the disk with the serial wire.ConfigSerial, read and verify
 //     the boot configuration.
-//  6. identity: clock, host name, /etc/hostname, /etc/hosts, /etc/machine-id.
+//  5. identity: clock, host name, /etc/hostname, /etc/hosts, /etc/machine-id.
 //     Survived.
-//  7. entropy: credit the host's seed to the kernel's pool. Survived.
-//  8. network: loopback, and where configured the NIC with that MAC: MTU,
-//     address, default route, /etc/resolv.conf.
-//  9. workload: user, environment, working directory, start.
-//  10. ready: from the start of the workload until its health check first
+//  6. entropy: credit the host's seed to the kernel's pool. Survived.
+//  7. network: loopback, and where configured the NIC with that MAC: MTU,
+//     up, address, default route, /etc/resolv.conf.
+//  8. workload: user, environment, working directory, start.
+//  9. ready: from the start of the workload until its health check first
 //     succeeds; without one, until BaseURL's port accepts; without either, at
 //     once.
+//  10. agent: begin to serve the agent API on the virtio-serial port and on
+//     AF_VSOCK, and to listen to the power button. It begins when the workload
+//     is ready or over, at the latest half a second after its start, or as
+//     soon as a step failed, for the host to hear of that. Recorded when the
+//     first of the two listens. A guest that has neither carries on without.
 //
 // # The guard
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http/httputil"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -24,6 +25,11 @@ const (
 	// how long sync and unmount may.
 	closeTimeout = 2 * time.Second
 	offTimeout   = 10 * time.Second
+	// headStart is how long the agent leaves the processor to a workload that
+	// comes up: on one emulated processor the two take turns, and the workload
+	// answers 0.2 s later for it. A host waits at most so much longer for an
+	// agent whose workload is slow.
+	headStart = 500 * time.Millisecond
 )
 
 // Config is what Run needs.
@@ -58,26 +64,27 @@ type kestrel struct {
 	timeline *timeline
 	status   *status
 	reaper   *reaper
-	agent    *agent
-	boot     wire.BootConfig // final once configured is closed; zero where it could not be read
+	boot     wire.BootConfig        // final before the agent starts; zero where it could not be read
+	proxy    *httputil.ReverseProxy // to the workload; as boot, and nil where that has no BaseURL
 
-	configured chan struct{}
-	quit       chan struct{} // ends requests to the agent
-	failed     chan error    // a panic in a goroutine
-	stop       chan struct{} // somebody asked for a shutdown
-	stopOnce   sync.Once
-	grace      atomic.Int64 // time.Duration
-	wg         sync.WaitGroup
+	begun     chan struct{} // closed by markBegun
+	markBegun func()        // the workload is ready, or over for the first time, or will never be
+	quit      chan struct{} // ends requests to the agent
+	failed    chan error    // a panic in a goroutine
+	stop      chan struct{} // somebody asked for a shutdown
+	stopOnce  sync.Once
+	grace     atomic.Int64 // time.Duration
+	wg        sync.WaitGroup
 }
 
 func newKestrel(cfg Config) *kestrel {
 	k := &kestrel{
 		sys: cfg.Sys, version: cfg.Version, console: cfg.Console,
-		ring:       newLogRing(logRingBytes),
-		timeline:   &timeline{now: cfg.Sys.Uptime},
-		configured: make(chan struct{}), quit: make(chan struct{}),
-		failed: make(chan error, 1), stop: make(chan struct{}),
+		ring:     newLogRing(logRingBytes),
+		timeline: &timeline{now: cfg.Sys.Uptime},
+		begun:    make(chan struct{}), quit: make(chan struct{}), failed: make(chan error, 1), stop: make(chan struct{}),
 	}
+	k.markBegun = sync.OnceFunc(func() { close(k.begun) })
 	k.timeline.add("kernel", 0, nil)
 	k.sink = &logSink{ring: k.ring}
 	k.log = newLogger(k.sink, slog.LevelInfo)
@@ -155,10 +162,12 @@ func (k *kestrel) life(ctx context.Context) error {
 	if err := k.step("modules", func() error { return loadModules(k.sys) }); err != nil {
 		return err
 	}
+	w, err := k.bringUp(ctx)
+	if err != nil {
+		k.markBegun() // no workload to leave the processor to
+	}
 	closeAgent := k.startAgent(side)
 	defer closeAgent()
-
-	w, err := k.bringUp(ctx)
 	if err == nil {
 		err = k.watch(ctx, w)
 	}
@@ -189,12 +198,13 @@ func (k *kestrel) mount() error {
 	return err
 }
 
-// startAgent begins to serve the host. The function it returns ends all
-// requests and then the connections.
+// startAgent begins to listen to the host, once the workload has begun or had its
+// head start. The function it returns ends all requests and then the
+// connections.
 func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
-	k.agent = &agent{
+	a := &agent{
 		log: k.log, hello: k.hello, setClock: k.sys.SetClock, status: k.status, ring: k.ring,
-		configured: k.configured, quit: k.quit,
+		workload: k.proxy, quit: k.quit,
 		shutdown: func(s wire.Shutdown) {
 			if s.Grace > 0 {
 				k.grace.Store(int64(s.Grace))
@@ -202,13 +212,24 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 			k.askToStop()
 		},
 	}
-	server := k.agent.server()
-	start := k.timeline.now()
-	c := &channel{sys: k.sys, log: k.log, server: server, up: func() {
-		k.timeline.add("agent", start, nil)
-		k.status.update(func(*wire.Status) {})
-	}}
-	k.background(func() { c.run(ctx) })
+	server := a.server()
+	k.background(func() {
+		t := time.NewTimer(headStart)
+		defer t.Stop()
+		select {
+		case <-k.begun:
+		case <-t.C:
+		}
+		start := k.timeline.now()
+		c := &channel{sys: k.sys, log: k.log, server: server, up: func() {
+			k.timeline.add("agent", start, nil)
+			k.status.update(func(*wire.Status) {})
+		}}
+		if err := k.sys.PowerButton(k.askToStop); err != nil && !errors.Is(err, os.ErrNotExist) {
+			k.log.Warn("power button", keyErr, err)
+		}
+		c.run(ctx)
+	})
 	return func() {
 		close(k.quit)
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
@@ -219,13 +240,10 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 }
 
 func (k *kestrel) hello() wire.Hello {
-	h := wire.Hello{Protocol: wire.Protocol, Version: k.version, Kernel: k.sys.Release(), Timeline: k.timeline.snapshot()}
-	select {
-	case <-k.configured:
-		h.VM, h.Incarnation = k.boot.VM, k.boot.Incarnation
-	default:
+	return wire.Hello{
+		Protocol: wire.Protocol, Version: k.version, VM: k.boot.VM, Incarnation: k.boot.Incarnation,
+		Kernel: k.sys.Release(), Timeline: k.timeline.snapshot(),
 	}
-	return h
 }
 
 // bringUp takes the steps from the configuration to the workload's start.
@@ -252,10 +270,8 @@ func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 	return s, nil
 }
 
-// configure reads the boot configuration and tells the agent's requests that
-// wait for it, also when there is none.
+// configure reads the boot configuration.
 func (k *kestrel) configure(ctx context.Context) error {
-	defer close(k.configured)
 	cfg, err := readConfig(ctx, k.sys, configTimeout)
 	if err != nil {
 		return err
@@ -265,11 +281,9 @@ func (k *kestrel) configure(ctx context.Context) error {
 		k.grace.CompareAndSwap(int64(wire.DefaultStopTimeout), int64(d))
 	}
 	if base := cfg.Workload.BaseURL; base != "" {
-		proxy, err := newProxy(base, k.log)
-		if err != nil {
+		if k.proxy, err = newProxy(base, k.log); err != nil {
 			return err
 		}
-		k.agent.workload.Store(proxy)
 	}
 	return nil
 }
@@ -321,7 +335,9 @@ func (k *kestrel) readiness() (func(context.Context), error) {
 	start := k.timeline.now()
 	once := sync.OnceFunc(func() { k.timeline.add("ready", start, nil) })
 	return func(ctx context.Context) {
-		if !awaitReady(ctx, ask) {
+		ready := awaitReady(ctx, ask)
+		k.markBegun()
+		if !ready {
 			return
 		}
 		once()
@@ -345,10 +361,6 @@ func (k *kestrel) readiness() (func(context.Context), error) {
 func (k *kestrel) watch(ctx context.Context, s *started) error {
 	super, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	// Only now: until here the boot itself is what there is to wait for.
-	if err := k.sys.PowerButton(k.askToStop); err != nil && !errors.Is(err, os.ErrNotExist) {
-		k.log.Warn("power button", keyErr, err)
-	}
 	over := make(chan func(*wire.Status), 1)
 	k.background(func() { over <- s.w.supervise(super, s.r) })
 	select {

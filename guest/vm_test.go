@@ -634,7 +634,7 @@ func checkTimeline(t *testing.T, steps []wire.Step) {
 			t.Errorf("step %s: %s", s.Name, s.Error)
 		}
 	}
-	want := "kernel mounts modules agent config identity entropy network workload ready"
+	want := "kernel mounts modules config identity entropy network workload ready agent"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("timeline = %s, want %s", got, want)
 	}
