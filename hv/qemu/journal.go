@@ -71,7 +71,7 @@ func cutLogs(dir string) {
 	for _, name := range []string{logFile, journalFile} {
 		path := filepath.Join(dir, name)
 		if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
-			os.Truncate(path, 0) // tried again a minute later
+			os.Truncate(path, 0) // tried again at the next look
 		}
 	}
 }

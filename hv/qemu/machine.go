@@ -24,8 +24,10 @@ const (
 	// drainTimeout bounds the reading of the last console output once the
 	// process has ended; it is in the socket already.
 	drainTimeout = 2 * time.Second
-	// cutInterval is how often the logs' sizes are looked at.
-	cutInterval = time.Minute
+	// cutInterval is how often the logs' sizes are looked at. QEMU warns of some
+	// things that a guest does, such as control messages for a port that is not
+	// there, every time, at the guest's pace; and the logs may be in memory.
+	cutInterval = 5 * time.Second
 	// eventBacklog is how many events wait for a reader; more are dropped.
 	eventBacklog = 16
 )
