@@ -319,7 +319,7 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 // readiness returns what is to be done beside every process of the workload:
 // see when it is ready, and from then on whether it is healthy.
 func (k *kestrel) readiness() (func(context.Context), error) {
-	var ask probe
+	var ask probe // nil: it is ready once started
 	var err error
 	health := k.boot.Workload.Health
 	switch base := k.boot.Workload.BaseURL; {
@@ -329,13 +329,11 @@ func (k *kestrel) readiness() (func(context.Context), error) {
 		if ask, err = newAcceptProbe(base); err != nil {
 			return nil, err
 		}
-	default:
-		ask = func(context.Context) error { return nil }
 	}
 	start := k.timeline.now()
 	once := sync.OnceFunc(func() { k.timeline.add("ready", start, nil) })
 	return func(ctx context.Context) {
-		ready := awaitReady(ctx, ask)
+		ready := ask == nil || awaitReady(ctx, ask)
 		k.markBegun()
 		if !ready {
 			return
