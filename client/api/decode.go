@@ -13,7 +13,7 @@ import (
 
 // DecodeStrict decodes one JSON document into dst, a pointer to a struct. A
 // field that dst does not have is an error that names the nearest one it has;
-// so are a wrong type and trailing data. Errors are *Error with CodeInvalid
+// so are a field given twice, a wrong type and trailing data. Errors are *Error with CodeInvalid
 // whose message begins with the field's path, as in
 // "workload.entrypont: is not a known field; did you mean entrypoint?".
 // Field names match exactly, in their letter case too.
@@ -27,6 +27,9 @@ func DecodeStrict(data []byte, dst any) error {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return Errorf(CodeInvalid, "there is more data after the JSON document, at byte %d", dec.InputOffset())
 	}
+	if err := checkTwice("", json.NewDecoder(bytes.NewReader(data))); err != nil {
+		return err
+	}
 	if err := checkFields("", tree, reflect.TypeOf(dst).Elem()); err != nil {
 		return err
 	}
@@ -34,6 +37,43 @@ func DecodeStrict(data []byte, dst any) error {
 		return jsonErr(data, err)
 	}
 	return nil
+}
+
+// checkTwice refuses fields that an object has twice, of which package json would
+// take the last. dec stands before the value at path at, which is known to parse.
+func checkTwice(at string, dec *json.Decoder) error {
+	tok, err := dec.Token()
+	if err != nil {
+		return err
+	}
+	switch tok {
+	case json.Delim('{'):
+		seen := make(map[json.Token]bool)
+		for dec.More() {
+			key, err := dec.Token()
+			if err != nil {
+				return err
+			}
+			name := join(at, clip(fmt.Sprint(key)))
+			if seen[key] {
+				return fieldErr(name, "is given twice")
+			}
+			seen[key] = true
+			if err := checkTwice(name, dec); err != nil {
+				return err
+			}
+		}
+	case json.Delim('['):
+		for i := 0; dec.More(); i++ {
+			if err := checkTwice(fmt.Sprintf("%s[%d]", at, i), dec); err != nil {
+				return err
+			}
+		}
+	default:
+		return nil
+	}
+	_, err = dec.Token() // the closing one
+	return err
 }
 
 // checkFields compares the decoded tree v, found at path at, with type t.
@@ -122,7 +162,8 @@ func jsonErr(data []byte, err error) error {
 		if field == "" {
 			field = "document"
 		}
-		return fieldErr(field, "is a JSON %s; it must be %s", te.Value, typeWord(te.Type))
+		// Without the word JSON: manifests come as TOML and YAML too.
+		return fieldErr(field, "is %s; it must be %s", valueWord(te.Value), typeWord(te.Type))
 	}
 	var se *json.SyntaxError
 	if errors.As(err, &se) {
@@ -135,6 +176,22 @@ func jsonErr(data []byte, err error) error {
 		return Errorf(CodeInvalid, "the JSON document ends too early")
 	}
 	return Errorf(CodeInvalid, "%v", err)
+}
+
+// valueWord turns package json's name of a value's kind into words.
+func valueWord(kind string) string {
+	switch kind {
+	case "array":
+		return "a list"
+	case "object":
+		return "an object"
+	case "bool":
+		return "true or false"
+	}
+	if strings.HasPrefix(kind, "number ") {
+		return "the " + kind // "number 1.5"
+	}
+	return "a " + kind // "string", "number"
 }
 
 func typeWord(t reflect.Type) string {

@@ -25,14 +25,17 @@ func TestDecodeStrict(t *testing.T) {
 		"field in a map":  {`{"actions": {"go": {"metod": "GET"}}}`, "actions.go.metod: is not a known field; did you mean method?"},
 		"letter case":     {`{"Name": "x"}`, "Name: is not a known field; did you mean name?"},
 		"far field":       {`{"zzzzzzzz": 1}`, "zzzzzzzz: is not a known field"},
-		"wrong type":      {`{"resources": {"cpu_cores": "two"}}`, "resources.cpu_cores: is a JSON string; it must be a whole number"},
-		"fraction":        {`{"resources": {"cpu_cores": 1.5}}`, "resources.cpu_cores: is a JSON number 1.5; it must be a whole number"},
-		"string for list": {`{"workload": {"entrypoint": "/bin/x"}}`, "workload.entrypoint: is a JSON string; it must be a list"},
+		"wrong type":      {`{"resources": {"cpu_cores": "two"}}`, "resources.cpu_cores: is a string; it must be a whole number"},
+		"fraction":        {`{"resources": {"cpu_cores": 1.5}}`, "resources.cpu_cores: is the number 1.5; it must be a whole number"},
+		"string for list": {`{"workload": {"entrypoint": "/bin/x"}}`, "workload.entrypoint: is a string; it must be a list"},
 		"syntax":          {"{\n  \"name\": ,\n}", "line 2, column 11"},
 		"too short":       {`{"name": "x"`, "ends too early"},
 		"empty":           {``, "ends too early"},
 		"trailing data":   {validManifest + `{}`, "more data after"},
-		"not an object":   {`[]`, "document: is a JSON array; it must be an object"},
+		"twice":           {`{"name": "a", "name": "b"}`, "name: is given twice"},
+		"twice inside":    {`{"disks": [{}, {"name": "a", "name": "b"}]}`, "disks[1].name: is given twice"},
+		"not twice":       {`{"disks": [{"name": "a"}, {"name": "a"}]}`, ""},
+		"not an object":   {`[]`, "document: is a list; it must be an object"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var m Manifest

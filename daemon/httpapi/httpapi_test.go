@@ -265,7 +265,7 @@ func TestBadRequests(t *testing.T) {
 		"name in body":            {"POST", "/api/v1/vms", `{"name": "../x", "plugin": "hello"}`, 400, api.CodeInvalid, "name: VM name"},
 		"no body":                 {"POST", "/api/v1/vms", "", 400, api.CodeInvalid, "has no body"},
 		"unknown field":           {"POST", "/api/v1/vms", `{"name": "a", "plguin": "hello"}`, 400, api.CodeInvalid, "did you mean plugin?"},
-		"wrong type":              {"POST", "/api/v1/vms", `{"name": "a", "cpu_cores": "two"}`, 400, api.CodeInvalid, "cpu_cores: is a JSON string"},
+		"wrong type":              {"POST", "/api/v1/vms", `{"name": "a", "cpu_cores": "two"}`, 400, api.CodeInvalid, "cpu_cores: is a string"},
 		"trailing data":           {"POST", "/api/v1/vms", `{"name": "a"} {}`, 400, api.CodeInvalid, "more data"},
 		"too large":               {"POST", "/api/v1/vms", `{"name": "` + strings.Repeat("a", api.MaxManifestSize) + `"}`, 413, api.CodeTooLarge, "larger than"},
 		"taken":                   {"POST", "/api/v1/vms", `{"name": "web", "plugin": "hello"}`, 409, api.CodeExists, "already"},
