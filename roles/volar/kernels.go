@@ -23,7 +23,7 @@ type kernelsCmd struct {
 }
 
 type kernelImportCmd struct {
-	File    string `arg:"" help:"The kernel image, such as /boot/vmlinuz-6.1.0-56-cloud-amd64."`
+	File    string `arg:"" complete:"files" help:"The kernel image, such as /boot/vmlinuz-6.1.0-56-cloud-amd64."`
 	Name    string `help:"Name to give it (default: its version, dots as hyphens)." placeholder:"NAME"`
 	Modules string `help:"Take the modules that a guest needs from this folder: /lib/modules/VERSION, or a root folder that holds it." placeholder:"DIR"`
 	Default bool   `help:"Make it the default kernel."`

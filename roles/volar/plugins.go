@@ -22,7 +22,7 @@ type pluginsCmd struct {
 }
 
 type installCmd struct {
-	Source   string `arg:"" optional:"" name:"manifest" help:"Manifest: a file, an http(s) URL, or - for standard input. JSON, TOML or YAML."`
+	Source   string `arg:"" optional:"" name:"manifest" complete:"files" help:"Manifest: a file, an http(s) URL, or - for standard input. JSON, TOML or YAML."`
 	Manifest string `name:"manifest" help:"The same, as a flag." placeholder:"FILE|URL|-"`
 	URL      string `name:"url" help:"The same, as a flag." placeholder:"URL" hidden:""`
 }
