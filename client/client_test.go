@@ -360,3 +360,41 @@ func TestContextEnds(t *testing.T) {
 		t.Errorf("CreateVM = %v, want DeadlineExceeded", err)
 	}
 }
+
+// TestLogsAcrossRestart follows a log while the daemon ends and comes back: no
+// line twice, none lost.
+func TestLogsAcrossRestart(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "v.sock")
+	svc := &httpapitest.Service{Logs: []api.LogEntry{{Seq: 1, Stream: "stdout"}, {Seq: 2, Stream: "stdout"}}}
+	stop := serve(t, svc, socket)
+	c, err := client.New(client.Config{Addr: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	install(t, c)
+	if _, err := c.CreateVM(t.Context(), api.VMCreate{Name: "a", Plugin: "hello"}, client.Wait{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	seen, done := make(chan uint64, 100), make(chan error, 1)
+	go func() {
+		done <- c.VMLogs(ctx, "a", api.LogQuery{Follow: true, Tail: 1}, func(e api.LogEntry) error { seen <- e.Seq; return nil })
+	}()
+	if n := <-seen; n != 2 {
+		t.Fatalf("first line is %d, want 2", n)
+	}
+	stop()
+	svc.Logs = append(svc.Logs, api.LogEntry{Seq: 3, Stream: "stdout"}, api.LogEntry{Seq: 4, Stream: "stdout"})
+	stop = serve(t, svc, socket)
+	for want := uint64(3); want <= 4; want++ {
+		if got := <-seen; got != want {
+			t.Fatalf("got line %d, want %d", got, want)
+		}
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("VMLogs = %v, want Canceled", err)
+	}
+	stop()
+}

@@ -59,12 +59,20 @@ func (c *Client) Events(ctx context.Context, f api.EventFilter, follow bool, yie
 		if f.After > last {
 			backoff = minBackoff
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(backoff):
+		if backoff, err = pause(ctx, backoff); err != nil {
+			return err
 		}
-		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// pause waits before the next connection and returns how long to wait before
+// the one after it, or ctx's error.
+func pause(ctx context.Context, backoff time.Duration) (time.Duration, error) {
+	select {
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-time.After(backoff):
+		return min(2*backoff, maxBackoff), nil
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 
@@ -11,8 +12,40 @@ import (
 )
 
 // VMLogs yields a VM's log lines until there are no more, or, with q.Follow,
-// until ctx ends. An error of yield ends it and is returned.
+// until the VM ends or ctx does. A daemon that restarts meanwhile is waited for,
+// once the first connection succeeded, but for the console: its lines have no
+// lasting numbers. An error of yield ends it and is returned.
 func (c *Client) VMLogs(ctx context.Context, name string, q api.LogQuery, yield func(api.LogEntry) error) error {
+	backoff := minBackoff
+	for connected := false; ; {
+		last := q.After
+		err := c.vmLogs(ctx, name, q, func(e api.LogEntry) error {
+			q.After, q.Tail = e.Seq, 0
+			if err := yield(e); err != nil {
+				return yieldError{err}
+			}
+			return nil
+		}, func() { connected = true })
+		var own yieldError
+		switch {
+		case errors.As(err, &own):
+			return own.err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil, !connected, !q.Follow, q.Console, api.CodeOf(err) != api.CodeUnavailable:
+			return err
+		}
+		if q.After > last {
+			backoff = minBackoff
+		}
+		if backoff, err = pause(ctx, backoff); err != nil {
+			return err
+		}
+	}
+}
+
+// vmLogs reads one stream to its end.
+func (c *Client) vmLogs(ctx context.Context, name string, q api.LogQuery, yield func(api.LogEntry) error, connected func()) error {
 	v := url.Values{}
 	setInt(v, "after", q.After)
 	setInt(v, "tail", uint64(q.Tail))
@@ -27,6 +60,7 @@ func (c *Client) VMLogs(ctx context.Context, name string, q api.LogQuery, yield 
 		return err
 	}
 	defer resp.Body.Close() // also ends the stream at the daemon's side
+	connected()
 	sc := bufio.NewScanner(resp.Body)
 	sc.Buffer(nil, maxLine)
 	for sc.Scan() {
@@ -47,5 +81,5 @@ func (c *Client) VMLogs(ctx context.Context, name string, q api.LogQuery, yield 
 	if err := sc.Err(); err != nil {
 		return c.transportError(ctx, err)
 	}
-	return ctx.Err()
+	return nil
 }
