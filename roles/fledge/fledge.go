@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -95,8 +96,14 @@ func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Wri
 	return exitOK
 }
 
+// noRecipeError says that there is no recipe to build.
+type noRecipeError struct{ error }
+
 func hintFor(err error) string {
+	var noRecipe noRecipeError
 	switch {
+	case errors.As(err, &noRecipe):
+		return "run fledge build in the folder of a fledge.toml, or name one with -c"
 	case errors.Is(err, build.ErrStrategy):
 		return `strategy = "initramfs" packs [mappings] into an appliance`
 	case errors.Is(err, context.Canceled):
@@ -127,6 +134,10 @@ func (b *buildCmd) Run(ctx context.Context, c *console) error {
 	}
 	defer p.stop()
 	r, err := build.Build(ctx, o)
+	var missing *fs.PathError
+	if errors.As(err, &missing) && missing.Path == b.Config && errors.Is(err, fs.ErrNotExist) {
+		return noRecipeError{err}
+	}
 	if err != nil {
 		return err
 	}

@@ -143,6 +143,9 @@ func TestBuildInspectVerify(t *testing.T) {
 
 func TestBuildErrors(t *testing.T) {
 	t.Chdir(t.TempDir())
+	if got := run(t, "build"); got.status != 1 || !strings.Contains(got.stderr, "fledge.toml: no such file or directory\nhint: run fledge build in the folder") {
+		t.Errorf("build without a recipe = %+v", got)
+	}
 	write(t, "app", "static")
 	for _, tt := range []struct{ name, recipe, want string }{
 		{"unknown key", strings.Replace(recipe, "[mappings]", "[mapings]", 1), "fledge: fledge.toml:2: mapings: is not a known field; did you mean mappings?\n"},
