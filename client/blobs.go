@@ -18,7 +18,7 @@ func (c *Client) Blob(ctx context.Context, digest string) (b api.Blob, err error
 // PutBlob stores size bytes of r, which must have the digest. r is not closed.
 func (c *Client) PutBlob(ctx context.Context, digest string, r io.Reader, size int64) (b api.Blob, err error) {
 	req := request{
-		method: http.MethodPut, path: "/blobs/" + url.PathEscape(digest), size: size,
+		method: http.MethodPut, path: "/blobs/" + url.PathEscape(digest), size: size, slow: true,
 		header: http.Header{"Content-Type": {"application/octet-stream"}},
 	}
 	if size > 0 {

@@ -21,9 +21,12 @@ import (
 
 const (
 	dialTimeout = 5 * time.Second
-	maxReply    = 64 << 20 // bytes of a JSON reply; some 60,000 VMs
-	maxErrBody  = 1 << 20  // bytes of an error's body
-	maxLine     = 1 << 20  // bytes of one line of a stream
+	// patience is how long the daemon may take to answer, beyond what it was asked
+	// to wait for. It is to answer in milliseconds, but a host can be busy.
+	patience   = time.Minute
+	maxReply   = 64 << 20 // bytes of a JSON reply; some 60,000 VMs
+	maxErrBody = 1 << 20  // bytes of an error's body
+	maxLine    = 1 << 20  // bytes of one line of a stream
 )
 
 // Config says how to reach a daemon.
@@ -112,6 +115,16 @@ type request struct {
 	header http.Header
 	body   io.Reader
 	size   int64 // of body when known; -1 otherwise
+	slow   bool  // the body may take any time
+}
+
+// limit is how long the answer may take.
+func (r request) limit() time.Duration {
+	asked, err := time.ParseDuration(r.query.Get("timeout"))
+	if err != nil && r.query.Has("wait") {
+		asked = time.Minute // the daemon's default
+	}
+	return patience + asked
 }
 
 // send does the request and returns a response of success, whose body the
@@ -170,9 +183,15 @@ func (c *Client) call(ctx context.Context, r request, in, out any) (http.Header,
 		r.body, r.size = bytes.NewReader(data), int64(len(data))
 		r.header = http.Header{"Content-Type": {"application/json"}}
 	}
+	if !r.slow {
+		silent := api.Errorf(api.CodeUnavailable, "%s did not answer within %v", c.Addr(), r.limit()).WithHint("is it volantd that listens there? see its log")
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, r.limit(), silent)
+		defer cancel()
+	}
 	resp, err := c.send(ctx, r)
 	if err != nil {
-		return nil, err
+		return nil, c.cause(ctx, err)
 	}
 	defer resp.Body.Close() // read to its end below, or not worth keeping
 	if out == nil {
@@ -180,7 +199,7 @@ func (c *Client) call(ctx context.Context, r request, in, out any) (http.Header,
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
 	if err != nil {
-		return nil, c.transportError(ctx, err)
+		return nil, c.cause(ctx, err)
 	}
 	if len(data) > maxReply {
 		return nil, api.Errorf(api.CodeTooLarge, "volantd's reply to %s %s is larger than %d bytes", r.method, r.path, maxReply)

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/volantvm/volant/client/api"
 )
@@ -40,4 +44,34 @@ func TestTransportError(t *testing.T) {
 	if err := c.transportError(context.Background(), fmt.Errorf("x: %w", own)); !errors.Is(err, own) {
 		t.Errorf("an API error became %v", err)
 	}
+}
+
+// TestSilence asks a program that accepts connections and says nothing.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &Client{}
+		c.init()
+		c.http.Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
+			near, far := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, far) }()
+			return near, nil
+		}
+		defer c.Close()
+		for w, want := range map[Wait]time.Duration{
+			{}:                     time.Minute,
+			{For: api.WaitRunning}: 2 * time.Minute,
+			{For: api.WaitRunning, Timeout: time.Hour}: time.Hour + time.Minute,
+		} {
+			start := time.Now()
+			_, err := c.VM(t.Context(), "a", w)
+			if took := time.Since(start); took != want || api.CodeOf(err) != api.CodeUnavailable || !strings.Contains(err.Error(), "did not answer within") {
+				t.Errorf("VM(%+v) = %v after %v, want unavailable after %v", w, err, took, want)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.VM(ctx, "a", Wait{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("VM with a deadline of the caller's = %v", err)
+		}
+	})
 }

@@ -124,7 +124,8 @@ func (c *Client) events(ctx context.Context, f *api.EventFilter, follow bool, yi
 	}
 }
 
-// cause is transportError, but says when the watchdog ended the stream.
+// cause is transportError, but says when it was the daemon's silence that ended
+// ctx.
 func (c *Client) cause(ctx context.Context, err error) error {
 	var e *api.Error
 	if errors.As(context.Cause(ctx), &e) {
