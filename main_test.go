@@ -26,15 +26,16 @@ const maxBinarySize = 22 << 20
 // way, and a new one needs its reason in the commit that adds it here. A name
 // that ends in /* stands for all packages directly below.
 func arrows() map[string][]string {
-	heavy := []string{"client", "client/api", "daemon", "daemon/*", "store", "store/*", "ipam", "hv", "hv/*",
+	heavy := []string{"roles/cmdline", "client", "client/api", "daemon", "daemon/*", "store", "store/*", "ipam", "hv", "hv/*",
 		"guest", "guest/wire", "build", "build/*", "initramfs"}
 	return map[string][]string{
 		"":                           {"roles"},
 		"roles":                      {"roles/*"},
-		"roles/volar":                {"client", "client/api", "build", "build/*", "initramfs"},
+		"roles/cmdline":              {},
+		"roles/volar":                {"roles/cmdline", "client", "client/api", "build", "build/*", "initramfs"},
 		"roles/volantd":              heavy,
 		"roles/kestrel":              {"guest", "guest/wire"},
-		"roles/fledge":               {"build", "build/*", "initramfs", "client/api"},
+		"roles/fledge":               {"roles/cmdline", "build", "build/*", "initramfs", "client/api"},
 		"client":                     {"client/api"},
 		"client/api":                 {},
 		"daemon":                     {"client/api", "guest/wire", "hv", "ipam", "initramfs", "store/row"}, // initramfs: the daemon packs the agent's segment
@@ -62,7 +63,7 @@ func arrows() map[string][]string {
 // keepers says which rooms alone may import a library.
 func keepers() map[string][]string {
 	return map[string][]string{
-		"github.com/alecthomas/kong":      {"roles/volar", "roles/volantd", "roles/fledge"},
+		"github.com/alecthomas/kong":      {"roles/cmdline", "roles/volar", "roles/volantd", "roles/fledge"},
 		"github.com/ncruces/go-sqlite3":   {"store"},
 		"database/sql":                    {"store"},
 		"github.com/vishvananda/netlink":  {"guest", "daemon/netdev", "hv/hvtest/guest/init"},

@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/volantvm/volant/build"
+	"github.com/volantvm/volant/roles/cmdline"
 )
 
 // Exit statuses.
@@ -43,30 +44,14 @@ func (c *console) warnf(format string, args ...any) {
 	fmt.Fprintf(c.stderr, "fledge: "+format+"\n", args...)
 }
 
-// exitPanic carries an exit status out of kong, which wants to end the process
-// after --help and --version.
-type exitPanic int
-
 // Main runs fledge with args, which do not include the program's name, and
 // returns its exit status: 0 done, 1 failed, 2 wrong usage. It blocks until
 // done or ctx ends.
 func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer, version string) (status int) {
-	defer func() {
-		switch p := recover().(type) {
-		case nil:
-		case exitPanic:
-			status = int(p)
-		default:
-			panic(p)
-		}
-	}()
+	defer cmdline.Exit(&status)
 	c := &console{stdout: stdout, stderr: stderr, version: version}
-	parser, err := kong.New(&grammar{},
-		kong.Name("fledge"),
-		kong.Description("fledge packs programs and files into a bootable appliance for Volant."),
-		kong.Vars{"version": "fledge " + version},
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { panic(exitPanic(code)) }),
+	parser, err := cmdline.New("fledge", "fledge packs programs and files into a bootable appliance for Volant.",
+		version, &grammar{}, stdout, stderr,
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(c),

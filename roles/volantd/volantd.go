@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/volantvm/volant/roles/cmdline"
 )
 
 // Exit statuses.
@@ -43,10 +45,6 @@ type grammar struct {
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
-// exitPanic carries an exit status out of kong, which wants to end the process
-// after --help and --version.
-type exitPanic int
-
 // Main runs volantd with args, which do not include the program's name, until
 // ctx ends, and returns its exit status: 0 ended as told, 1 failed, 2 wrong
 // usage.
@@ -55,15 +53,7 @@ func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Wri
 		fmt.Fprintf(stdout, "volantd %s\n", version) // without building the grammar
 		return exitOK
 	}
-	defer func() {
-		switch p := recover().(type) {
-		case nil:
-		case exitPanic:
-			status = int(p)
-		default:
-			panic(p)
-		}
-	}()
+	defer cmdline.Exit(&status)
 	var g grammar
 	parser, err := g.parser(stdout, stderr, version)
 	if err != nil {
@@ -92,12 +82,8 @@ func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Wri
 
 // parser returns the parser that fills in g.
 func (g *grammar) parser(stdout, stderr io.Writer, version string) (*kong.Kong, error) {
-	return kong.New(g,
-		kong.Name("volantd"),
-		kong.Description("volantd runs VMs. It must be root. VMs outlive it: volar vms stop --all stops them."),
-		kong.Vars{"version": "volantd " + version},
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { panic(exitPanic(code)) }),
+	return cmdline.New("volantd", "volantd runs VMs. It must be root. VMs outlive it: volar vms stop --all stops them.",
+		version, g, stdout, stderr,
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)
 }

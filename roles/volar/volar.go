@@ -20,6 +20,7 @@ import (
 
 	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/roles/cmdline"
 )
 
 // grammar is the whole command line.
@@ -69,31 +70,15 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	return c.run(args)
 }
 
-// exitPanic carries an exit status out of kong, which wants to end the process
-// after --help and --version.
-type exitPanic int
-
 func (c *cli) run(args []string) (status int) {
 	if len(args) == 1 && args[0] == "--version" {
 		fmt.Fprintf(c.stdout, "volar %s\n", c.version) // without building the grammar
 		return exitOK
 	}
-	defer func() {
-		switch p := recover().(type) {
-		case nil:
-		case exitPanic:
-			status = int(p)
-		default:
-			panic(p)
-		}
-	}()
+	defer cmdline.Exit(&status)
 	var g grammar
-	parser, err := kong.New(&g,
-		kong.Name("volar"),
-		kong.Description("volar runs workloads as microVMs, by way of volantd.\n\n"+exitHelp()),
-		kong.Vars{"version": "volar " + c.version},
-		kong.Writers(c.stdout, c.stderr),
-		kong.Exit(func(code int) { panic(exitPanic(code)) }),
+	parser, err := cmdline.New("volar", "volar runs workloads as microVMs, by way of volantd.\n\n"+exitHelp(),
+		c.version, &g, c.stdout, c.stderr,
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
 		kong.Bind(c),
 	)
