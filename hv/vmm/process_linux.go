@@ -152,12 +152,18 @@ func (p *Process) watch() {
 		return // closed already
 	}
 	err = rc.Read(func(fd uintptr) bool {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		if n == 0 || errors.Is(err, unix.EINTR) {
-			return false
+		for {
+			// An error (EINTR, ENOMEM) says nothing about the process, and the
+			// poller, which is edge-triggered, would not come back for it.
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			if err == nil && n == 0 {
+				return false
+			}
+			if err == nil {
+				p.status = reap(int(fd))
+				return true
+			}
 		}
-		p.status = reap(int(fd))
-		return true
 	})
 	if err == nil {
 		close(p.done)
