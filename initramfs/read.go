@@ -24,7 +24,7 @@ var (
 // Limits bound what a Reader takes from a hostile image. A zero field means
 // its default.
 type Limits struct {
-	Entries int   // headers in all segments together; default 1 << 20
+	Entries int   // headers in all segments together, and segments; default 1 << 20
 	Bytes   int64 // unpacked bytes of all segments together; default 16 GiB
 }
 
@@ -215,7 +215,9 @@ func (r *Reader) boundary() error {
 				return fmt.Errorf("%w: archive begins at byte %d of its stream, not at a multiple of 4", ErrFormat, r.in.pos())
 			}
 			if r.comp == nil {
-				r.segments = append(r.segments, Segment{Offset: r.raw.pos(), Compression: None})
+				if err := r.beginSegment(None); err != nil {
+					return err
+				}
 			}
 			r.inside = true
 			return nil
@@ -242,15 +244,24 @@ func (r *Reader) open() error {
 	if !ok {
 		return fmt.Errorf("%w: unknown bytes %q", ErrFormat, head)
 	}
-	if len(r.segments) >= r.limits.Entries {
-		return fmt.Errorf("more than %d segments: %w", r.limits.Entries, ErrLimit)
+	if err := r.beginSegment(c); err != nil {
+		return err
 	}
-	r.segments = append(r.segments, Segment{Offset: r.raw.pos(), Compression: c})
 	if r.comp, err = decompress(c, r.raw.br); err != nil {
 		return fmt.Errorf("%s: %w", c, noEOF(err))
 	}
 	src := &countReader{r: r.comp}
 	r.in = &stream{br: bufio.NewReaderSize(src, 32<<10), src: src, max: r.limits.Bytes - r.unpacked}
+	return nil
+}
+
+// beginSegment notes a segment at the current place. An image of nothing but
+// trailers has many without any entry, so they are bounded like entries.
+func (r *Reader) beginSegment(c Compression) error {
+	if len(r.segments) >= r.limits.Entries {
+		return fmt.Errorf("more than %d segments: %w", r.limits.Entries, ErrLimit)
+	}
+	r.segments = append(r.segments, Segment{Offset: r.raw.pos(), Compression: c})
 	return nil
 }
 

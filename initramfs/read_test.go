@@ -251,6 +251,13 @@ func TestLimits(t *testing.T) {
 			})
 		}
 	}
+	t.Run("segments of nothing", func(t *testing.T) {
+		empty := pack(t, nil)
+		r := initramfs.NewReader(bytes.NewReader(slices.Concat(empty, empty, empty)), initramfs.Limits{Entries: 2})
+		if _, err := r.Next(); !errors.Is(err, initramfs.ErrLimit) {
+			t.Errorf("Next = %v, want ErrLimit", err)
+		}
+	})
 	t.Run("all segments together", func(t *testing.T) {
 		z := compress(t, initramfs.Zstd, image)
 		r := initramfs.NewReader(bytes.NewReader(slices.Concat(z, z, z)), initramfs.Limits{Bytes: 8 << 20})
