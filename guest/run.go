@@ -121,15 +121,16 @@ func (k *kestrel) guarded(f func() error) (err error) {
 }
 
 // background runs f in a goroutine of its own; a panic in it ends the guest.
-func (k *kestrel) background(f func()) {
-	k.wg.Go(func() {
-		if err := k.guarded(func() error { f(); return nil }); err != nil {
-			select {
-			case k.failed <- err:
-			default:
-			}
+func (k *kestrel) background(f func()) { k.wg.Go(func() { k.shielded(f) }) }
+
+// shielded calls f in a goroutine that may not take process 1 with it.
+func (k *kestrel) shielded(f func()) {
+	if err := k.guarded(func() error { f(); return nil }); err != nil {
+		select {
+		case k.failed <- err:
+		default: // the first one ends the guest
 		}
-	})
+	}
 }
 
 // step runs one step of the boot. It returns the error of a fatal one.
@@ -311,7 +312,7 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	w.started = ready
+	w.started = func(ctx context.Context) { k.shielded(func() { ready(ctx) }) }
 	r, err := w.start(false)
 	return w, r, err
 }
