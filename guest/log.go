@@ -18,7 +18,6 @@ const (
 	keySignal = "signal"
 	keyExit   = "exit"
 	keyDelay  = "delay"
-	keyPort   = "port"
 )
 
 // logSink is where kestrel's own words go: the ring that the host reads, and

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 )
 
 const (
@@ -60,16 +59,6 @@ func (a *Archive) Add(e Entry) error {
 	}
 	a.entries[name] = &e
 	return nil
-}
-
-// Lookup returns a copy of the entry of that name. Parents that were not added
-// are not found.
-func (a *Archive) Lookup(name string) (Entry, bool) {
-	e, ok := a.entries[strings.TrimPrefix(name, "/")]
-	if !ok {
-		return Entry{}, false
-	}
-	return *e, true
 }
 
 // Len returns the number of entries added.
