@@ -35,7 +35,7 @@ func statusWords(vm api.VM) string { return string(vm.Status) }
 
 type startCmd struct {
 	Names   []string      `arg:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
-	Wait    waitFlag      `help:"Return once they are running (--wait, the default), healthy or stopped (--wait=healthy), or at once (--no-wait)." negatable:""`
+	Wait    waitFlag      `help:"Return once they are running (--wait, the default), healthy (--wait=healthy), or have ended well (--wait=stopped), or at once (--no-wait)." negatable:""`
 	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
 }
 
@@ -46,14 +46,24 @@ func (cmd *startCmd) Run(c *cli) error {
 		return err
 	}
 	return c.change(cmd.Names, func(cl *client.Client, name string) (api.VM, error) {
-		return cl.StartVM(c.ctx, name, w)
+		return ended(w)(cl.StartVM(c.ctx, name, w))
 	})
+}
+
+// ended adds endError to what a call returned.
+func ended(w client.Wait) func(api.VM, error) (api.VM, error) {
+	return func(vm api.VM, err error) (api.VM, error) {
+		if err == nil {
+			err = endError(w, vm)
+		}
+		return vm, err
+	}
 }
 
 type restartCmd struct {
 	Names []string `arg:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
 	stopFlags
-	Wait    waitFlag      `help:"Return once they are running (--wait, the default), healthy or stopped (--wait=healthy), or at once (--no-wait)." negatable:""`
+	Wait    waitFlag      `help:"Return once they are running (--wait, the default), healthy (--wait=healthy), or have ended well (--wait=stopped), or at once (--no-wait)." negatable:""`
 	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
 }
 
@@ -68,7 +78,7 @@ func (cmd *restartCmd) Run(c *cli) error {
 		return err
 	}
 	return c.change(cmd.Names, func(cl *client.Client, name string) (api.VM, error) {
-		return cl.RestartVM(c.ctx, name, how, w)
+		return ended(w)(cl.RestartVM(c.ctx, name, how, w))
 	})
 }
 

@@ -36,7 +36,7 @@ type createCmd struct {
 	Env           []string      `help:"Environment variable of the workload; may be repeated." sep:"none" placeholder:"NAME=VALUE"`
 	Label         []string      `help:"Label; may be repeated." sep:"none" placeholder:"NAME=VALUE"`
 	Stopped       bool          `help:"Create it without starting it."`
-	Wait          waitFlag      `help:"Return once it is running (--wait, the default), healthy or stopped (--wait=healthy), or at once (--no-wait)." negatable:""`
+	Wait          waitFlag      `help:"Return once it is running (--wait, the default), healthy (--wait=healthy), or has ended well (--wait=stopped), or at once (--no-wait)." negatable:""`
 	Timeout       time.Duration `help:"How long to wait at most." default:"2m"`
 }
 
@@ -78,7 +78,10 @@ func (cmd *createCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	return c.print(vm, []string{vm.Name}, func(w io.Writer) { row(w, vm.Name, dash(vm.IPAddress)) })
+	if err := c.print(vm, []string{vm.Name}, func(w io.Writer) { row(w, vm.Name, dash(vm.IPAddress)) }); err != nil {
+		return err
+	}
+	return endError(w, vm)
 }
 
 // pairs parses repeated NAME=VALUE flags.

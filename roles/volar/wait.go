@@ -98,6 +98,15 @@ func (c *cli) withProgress(cl *client.Client, name string, do func() error) erro
 	return err
 }
 
+// endError is the error of having waited, with w, for the end of a VM that did
+// not end well; nil if that is not what happened.
+func endError(w client.Wait, vm api.VM) error {
+	if w.For != api.WaitStopped || vm.Status != api.VMCrashed && vm.Status != api.VMFailed {
+		return nil
+	}
+	return &hintError{fmt.Errorf("VM %s has %s: %s", vm.Name, vm.Status, vm.Reason), "volar vms logs " + vm.Name + " shows what it said"}
+}
+
 // eventWords says a VM's event in words: "running", "crashed: kernel panic".
 func eventWords(e api.Event) string {
 	s := strings.ToLower(strings.TrimPrefix(string(e.Type), "VM_"))
