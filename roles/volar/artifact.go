@@ -151,13 +151,14 @@ func (c *cli) get(u *url.URL) (io.ReadCloser, error) {
 	}}
 	resp, err := hc.Do(req)
 	if err != nil {
-		idle.Stop()
-		cancel(nil)
 		var ue *url.Error
 		if errors.As(err, &ue) {
 			err = ue.Err
 		}
-		return nil, fmt.Errorf("get %s: %w", u.Redacted(), orCause(ctx, err))
+		err = orCause(ctx, err) // before we end it ourselves
+		idle.Stop()
+		cancel(nil)
+		return nil, fmt.Errorf("get %s: %w", u.Redacted(), err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		idle.Stop()
