@@ -26,7 +26,7 @@ cleanup() {
 	fi
 	ip netns del "$ns" 2>/dev/null || true
 	# The first "ip netns add" since boot mounts a folder; both go again, unless somebody uses them by now.
-	[ -n "$netns_was" ] || { umount /run/netns && rmdir /run/netns; } 2>/dev/null || true
+	[ -n "$netns_was" ] || { umount -n /run/netns && rmdir /run/netns; } 2>/dev/null || true
 	[ $status = 0 ] || { echo "demo: failed; the daemon's last words:" >&2; tail -n 20 "$work/volantd.log" >&2 2>/dev/null || true; }
 	rm -rf "$work"
 	exit $status
