@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -94,6 +95,9 @@ func (c *cache) binaryDigest() (string, error) {
 	if digest != "" {
 		return digest, nil
 	}
+	if err := checkStatic(c.agent); err != nil {
+		return "", err
+	}
 	digest, _, err := fileDigest(c.agent)
 	if err != nil {
 		return "", err
@@ -102,6 +106,31 @@ func (c *cache) binaryDigest() (string, error) {
 	c.agentDigest = digest
 	c.mu.Unlock()
 	return digest, nil
+}
+
+// checkStatic refuses a program that asks for a dynamic loader: as /init of a
+// guest, which has none, it could not be executed, and the guest would end in a
+// panic that does not say why.
+func checkStatic(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close() //nolint:errcheck // it is only read
+	magic := make([]byte, len(elf.ELFMAG))
+	if n, _ := file.ReadAt(magic, 0); string(magic[:n]) != elf.ELFMAG {
+		return nil // no ELF file, so no loader is asked for
+	}
+	f, err := elf.NewFile(file)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is dynamically linked and cannot run as /init of a guest: build it with CGO_ENABLED=0", path)
+		}
+	}
+	return nil
 }
 
 // lookup returns the verified image of that key, "" when there is none. One

@@ -395,7 +395,10 @@ func TestEnds(t *testing.T) {
 			if tc.end != nil {
 				d.must("web", api.WaitHealthy)
 			} else {
-				for vm.Incarnation < 2 || !slices.Contains([]api.VMState{tc.status}, vm.Status) {
+				for deadline := time.Now().Add(patience); vm.Incarnation < 2 || vm.Status != tc.status; {
+					if time.Now().After(deadline) {
+						t.Fatalf("the second start ended %s because %q, want %s", vm.Status, vm.Reason, tc.status)
+					}
 					vm = d.must("web", api.WaitStopped)
 				}
 			}
