@@ -125,9 +125,10 @@ type streams struct{ *yamux.Session }
 func (s streams) Accept() (net.Conn, error) { return s.Session.Accept() }
 
 // openPort finds the port by its name and opens it; the device node follows
-// the sysfs entry a moment later.
+// the sysfs entry a moment later. The port itself is told to the guest on a queue
+// that a busy host may take long to come to.
 func openPort() (*os.File, error) {
-	for range 200 {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 		if err != nil {
 			return nil, err
