@@ -20,8 +20,9 @@ import (
 
 const (
 	// portTimeout is how long the agent looks for its virtio-serial port, which
-	// a module may bring late.
-	portTimeout = 30 * time.Second
+	// a module may bring late, and which the host tells the guest of on a queue
+	// that it may be slow to serve when many guests boot.
+	portTimeout = 2 * time.Minute
 	// linkWriteTimeout ends a connection whose host does not read. A paused
 	// guest does not notice the time that passes.
 	linkWriteTimeout = 30 * time.Second
