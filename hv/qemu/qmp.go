@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -215,6 +216,9 @@ func (m *monitor) write(ctx context.Context, b []byte) error {
 	_, err := m.conn.Write(b)
 	if err != nil {
 		m.conn.Close() // a torn command would spoil the next
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return context.DeadlineExceeded // the deadline was that of ctx
 	}
 	return err
 }

@@ -120,6 +120,12 @@ func TestMonitor(t *testing.T) {
 	if err := m.run(t.Context(), "query-status", nil, &out); err != nil {
 		t.Errorf("query-status after a timeout: %v", err)
 	}
+	// A context that is over before the command is written.
+	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	if err := open().run(late, "query-status", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("too late to be written: %v, want DeadlineExceeded", err)
+	}
 	for _, end := range []string{"huge", "bye"} {
 		m := open()
 		if err := m.run(t.Context(), end, nil, nil); err == nil {
