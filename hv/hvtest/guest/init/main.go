@@ -100,7 +100,8 @@ func serial(server *http.Server) error {
 		return err
 	}
 	if port == nil {
-		select {} // vsock only
+		fmt.Println("init: no port " + wire.SerialPort + ", so vsock only")
+		select {}
 	}
 	a := wire.NewAcceptor(port)
 	for {
