@@ -364,7 +364,9 @@ func TestBadInput(t *testing.T) {
 		})
 	}
 
-	check("no kernel", []string{"vms", "create", "web", "--plugin", "hello"}, 3, "hello")
+	check("nothing installed", []string{"vms", "create", "web", "--plugin", "hello"}, 3, "hello")
+	h.volar("plugins", "install", "--manifest", filepath.Join(os.Getenv(envHello), "hello.manifest.json"))
+	check("no kernel", []string{"vms", "create", "web", "--plugin", "hello"}, 4, "kernel")
 	h.install()
 	check("unknown field", install(func(m map[string]any) { m["wrokload"] = 1 }), 2, "wrokload", "did you mean workload?")
 	check("wrong type", install(func(m map[string]any) { m["resources"] = "big" }), 2, "resources", "an object")
