@@ -144,14 +144,8 @@ func (m *machine) follow(ctx context.Context) {
 			m.set(func(r *report) { r.status, r.up = s, true })
 			continue
 		}
-		select {
-		case <-m.exited:
+		if !m.stays(ctx, pause) {
 			return
-		case <-m.lost:
-			return
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
 		}
 		pause = min(2*pause, time.Second)
 		if m.get().up && time.Since(heard) > m.t.silence {
@@ -178,14 +172,8 @@ func (m *machine) greet(ctx context.Context) bool {
 				return false
 			}
 		}
-		select {
-		case <-m.exited:
+		if !m.stays(ctx, helloPause) {
 			return false
-		case <-m.lost:
-			return false
-		case <-ctx.Done():
-			return false
-		case <-time.After(helloPause):
 		}
 	}
 }
@@ -220,14 +208,8 @@ func (m *machine) drain(ctx context.Context) {
 		if errors.As(err, &full) {
 			m.log.Warn("log lines lost", keyErr, err)
 		}
-		select {
-		case <-m.exited:
+		if !m.stays(ctx, pause) {
 			return
-		case <-m.lost:
-			return
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
 		}
 		pause = min(2*pause, time.Second)
 	}
@@ -242,4 +224,17 @@ func decodeRecord(b json.RawMessage) (hv.Record, error) {
 		return hv.Record{}, fmt.Errorf("stored record: %w", err)
 	}
 	return rec, nil
+}
+
+// stays waits for d and reports whether there is still somebody to ask then. It
+// returns false at once when the machine has ended or was lost, or ctx is over.
+func (m *machine) stays(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-m.exited:
+	case <-m.lost:
+	case <-ctx.Done():
+	case <-time.After(d):
+		return true
+	}
+	return false
 }

@@ -31,12 +31,17 @@ func (s *Server) installPlugin(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (s *Server) getPlugin(w http.ResponseWriter, r *http.Request) error {
+// plugin returns the plugin that the path names.
+func (s *Server) plugin(r *http.Request) (api.Plugin, error) {
 	name, err := pathName("plugin", r)
 	if err != nil {
-		return err
+		return api.Plugin{}, err
 	}
-	p, err := s.svc.Plugin(r.Context(), name)
+	return s.svc.Plugin(r.Context(), name)
+}
+
+func (s *Server) getPlugin(w http.ResponseWriter, r *http.Request) error {
+	p, err := s.plugin(r)
 	if err != nil {
 		return err
 	}
@@ -45,11 +50,7 @@ func (s *Server) getPlugin(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) getManifest(w http.ResponseWriter, r *http.Request) error {
-	name, err := pathName("plugin", r)
-	if err != nil {
-		return err
-	}
-	p, err := s.svc.Plugin(r.Context(), name)
+	p, err := s.plugin(r)
 	if err != nil {
 		return err
 	}
