@@ -25,6 +25,16 @@ func checkSupported(m *api.Manifest) error {
 	switch {
 	case m.Rootfs != nil:
 		return unsupported("rootfs", "root file system images are not run by this version; pack the workload as an initramfs")
+	case m.Root != nil:
+		return unsupported("root", "only a rootfs has one")
+	case len(m.Volumes) > 0:
+		return unsupported("volumes", "volumes are not attached by this version")
+	case len(m.Tmpfs) > 0:
+		return unsupported("tmpfs", "tmpfs mounts are not made by this version")
+	case len(m.Ports) > 0:
+		return unsupported("ports", "ports are not published by this version")
+	case m.HealthCheck != nil && len(m.HealthCheck.Exec) > 0:
+		return unsupported("health_check.exec", "commands are not run as health checks by this version")
 	case len(m.Disks) > 0:
 		return unsupported("disks", "further disks are not attached by this version")
 	case m.CloudInit != nil:

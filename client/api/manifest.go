@@ -25,6 +25,11 @@ type Manifest struct {
 	Rootfs    *Rootfs        `json:"rootfs,omitempty"`
 	Initramfs *Initramfs     `json:"initramfs,omitempty"`
 	Disks     []ManifestDisk `json:"disks,omitempty"`
+	Root      *Root          `json:"root,omitempty"` // what is writable, for a rootfs
+
+	Volumes []VolumeMount `json:"volumes,omitempty"`
+	Tmpfs   []Tmpfs       `json:"tmpfs,omitempty"`
+	Ports   []Port        `json:"ports,omitempty"`
 
 	Resources   Resources         `json:"resources"`
 	Workload    *Workload         `json:"workload,omitempty"`
@@ -36,10 +41,25 @@ type Manifest struct {
 	CloudInit   *CloudInit        `json:"cloud_init,omitempty"`
 	Network     *Network          `json:"network,omitempty"`
 	Devices     *Devices          `json:"devices,omitempty"`
-	Kernel      string            `json:"kernel,omitempty"` // name of an imported kernel; default: the default one
+	Kernel      string            `json:"kernel,omitempty"`   // name of an imported kernel; default: "volant" for a rootfs, if there is one, else the default one
+	Hostname    string            `json:"hostname,omitempty"` // default: the VM's name
 }
 
-// Rootfs is a root file system image.
+// Modes of Root.
+const (
+	RootDisk     = "disk"      // changes go to a disk of the VM's own, and stay until it is deleted (default)
+	RootMemory   = "ephemeral" // changes go to the guest's memory, and are lost when it stops
+	RootReadOnly = "read-only" // there are no changes
+)
+
+// Root says where a VM keeps what it changes in its root file system.
+type Root struct {
+	Mode   string `json:"mode,omitempty"`
+	SizeMB int    `json:"size_mb,omitempty"` // MiB, of the disk or the memory; default DefaultRootMB, for memory half of the guest's
+}
+
+// Rootfs is a root file system image: erofs, squashfs or ext4. VMs share it and
+// never write to it; Root says where their changes go.
 type Rootfs struct {
 	URL      string `json:"url"`
 	Checksum string `json:"checksum,omitempty"`
@@ -92,15 +112,21 @@ type Workload struct {
 	User        string            `json:"user,omitempty"` // name or uid[:gid]
 	StopSignal  string            `json:"stop_signal,omitempty"`
 	StopTimeout int               `json:"stop_timeout_ms,omitempty"` // milliseconds
+	TTY         bool              `json:"tty,omitempty"`             // runs on a terminal
+	Stdin       bool              `json:"stdin,omitempty"`           // its standard input stays open for clients that attach; else it is /dev/null
 }
 
 // HealthCheck is how the workload shows that it works.
 type HealthCheck struct {
-	Endpoint   string `json:"endpoint,omitempty"` // path below BaseURL, for HTTP
-	TCP        string `json:"tcp,omitempty"`      // host:port, for anything else
-	TimeoutMS  int    `json:"timeout_ms,omitempty"`
-	IntervalMS int    `json:"interval_ms,omitempty"`
-	Retries    int    `json:"retries,omitempty"`
+	Endpoint string `json:"endpoint,omitempty"` // path below BaseURL, for HTTP
+	TCP      string `json:"tcp,omitempty"`      // host:port, for anything else
+	// Exec is a command in the guest; healthy when it exits with status 0.
+	Exec       []string `json:"exec,omitempty"`
+	TimeoutMS  int      `json:"timeout_ms,omitempty"`
+	IntervalMS int      `json:"interval_ms,omitempty"`
+	Retries    int      `json:"retries,omitempty"`
+	// StartPeriodMS is how long failures do not count after the start.
+	StartPeriodMS int `json:"start_period_ms,omitempty"`
 }
 
 // Restart says when an exited workload is started again inside the guest.

@@ -34,7 +34,9 @@ const (
 type VM struct {
 	ID      string    `json:"id"`
 	Name    string    `json:"name"`
-	Plugin  string    `json:"plugin"`
+	Plugin  string    `json:"plugin,omitempty"` // empty for a VM made from an image
+	Image   string    `json:"image,omitempty"`  // the reference that it was made from
+	ImageID string    `json:"image_id,omitempty"`
 	Runtime string    `json:"runtime"`
 	Status  VMState   `json:"status"`
 	Desired VMDesired `json:"desired"`
@@ -48,17 +50,21 @@ type VM struct {
 	Exit *VMExit `json:"exit,omitempty"`
 
 	IPAddress  string `json:"ip_address,omitempty"` // "192.168.127.2"; kept for the VM's life
+	Ports      []Port `json:"ports,omitempty"`      // those of the guest; published where HostPort is set
 	MACAddress string `json:"mac_address,omitempty"`
 	VsockCID   uint32 `json:"vsock_cid,omitempty"`
 
 	CPUCores      int               `json:"cpu_cores"`
 	MemoryMB      int               `json:"memory_mb"` // MiB, under the name earlier clients know
 	KernelCmdline string            `json:"kernel_cmdline,omitempty"`
-	Kernel        string            `json:"kernel,omitempty"`     // name of the kernel it boots
-	Hypervisor    string            `json:"hypervisor,omitempty"` // driver of the current incarnation
-	Accel         string            `json:"accel,omitempty"`      // "kvm" or "tcg"
-	PID           int               `json:"pid,omitempty"`        // of the VMM
-	Incarnation   int               `json:"incarnation"`          // how often it was started
+	Kernel        string            `json:"kernel,omitempty"`      // name of the kernel it boots
+	Hypervisor    string            `json:"hypervisor,omitempty"`  // driver of the current incarnation
+	Accel         string            `json:"accel,omitempty"`       // "kvm" or "tcg"
+	PID           int               `json:"pid,omitempty"`         // of the VMM
+	Incarnation   int               `json:"incarnation"`           // how often it was started
+	AutoRemove    bool              `json:"auto_remove,omitempty"` // it is deleted once it has ended
+	TTY           bool              `json:"tty,omitempty"`         // as in Workload, for those who attach
+	Stdin         bool              `json:"stdin,omitempty"`
 	Labels        map[string]string `json:"labels,omitempty"`
 
 	CreatedAt time.Time  `json:"created_at"`
@@ -75,10 +81,16 @@ type VMExit struct {
 }
 
 // VMCreate asks for a new VM. What is left out comes from the plugin's
-// manifest, then from the defaults.
+// manifest or from the image, then from the defaults. Lists that are given
+// replace those of the plugin or image, except that Volumes, Tmpfs and Ports are added to them.
 type VMCreate struct {
-	Name          string            `json:"name"`
-	Plugin        string            `json:"plugin"`
+	// Name is the VM's; "" for one of the daemon's choice, made of the plugin's or
+	// image's name and the lowest free number.
+	Name   string `json:"name,omitempty"`
+	Plugin string `json:"plugin,omitempty"` // either this
+	Image  string `json:"image,omitempty"`  // or this: reference or ID of an image that the daemon holds
+	// Form is how an image is booted.
+	Form          ImageForm         `json:"form,omitempty"`
 	Runtime       string            `json:"runtime,omitempty"` // earlier clients send it; must match the plugin's when given
 	CPUCores      int               `json:"cpu_cores,omitempty"`
 	MemoryMB      int               `json:"memory_mb,omitempty"` // MiB
@@ -89,6 +101,25 @@ type VMCreate struct {
 	Labels        map[string]string `json:"labels,omitempty"`
 	// Stopped creates the VM without starting it.
 	Stopped bool `json:"stopped,omitempty"`
+
+	// Entrypoint and Command are Docker's: an Entrypoint that is given drops
+	// the image's Cmd too. nil leaves what there is; an empty list clears it.
+	Entrypoint *[]string `json:"entrypoint,omitempty"`
+	Command    *[]string `json:"command,omitempty"`
+	Workdir    string    `json:"workdir,omitempty"`
+	User       string    `json:"user,omitempty"`
+	StopSignal string    `json:"stop_signal,omitempty"`
+	TTY        bool      `json:"tty,omitempty"`
+	Stdin      bool      `json:"stdin,omitempty"`
+
+	Hostname    string        `json:"hostname,omitempty"`
+	NetworkMode string        `json:"network_mode,omitempty"` // as Network.Mode
+	Root        *Root         `json:"root,omitempty"`
+	Volumes     []VolumeMount `json:"volumes,omitempty"`
+	Tmpfs       []Tmpfs       `json:"tmpfs,omitempty"`
+	Ports       []Port        `json:"ports,omitempty"`
+	Restart     *Restart      `json:"restart,omitempty"`
+	AutoRemove  bool          `json:"auto_remove,omitempty"`
 }
 
 // VMFilter selects VMs. Zero values select all.

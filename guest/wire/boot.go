@@ -2,6 +2,7 @@ package wire
 
 import (
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -24,7 +25,56 @@ type BootConfig struct {
 	Seed []byte `json:"seed"`
 
 	Network  *NetworkConfig `json:"network,omitempty"` // nil: loopback only
+	Root     *RootConfig    `json:"root,omitempty"`    // nil: the initramfs is the root
+	Mounts   []MountConfig  `json:"mounts,omitempty"`  // in the order in which they are to be made
 	Workload WorkloadConfig `json:"workload"`
+}
+
+// Serials of the disks that a guest may have beside ConfigSerial.
+const (
+	RootSerial  = "volant-root"  // the read-only root file system
+	UpperSerial = "volant-upper" // ext4: what the VM changed in its root
+)
+
+// VolumeSerial is the serial of the disk of Mounts[i].
+func VolumeSerial(i int) string { return "volant-vol-" + strconv.Itoa(i) }
+
+// Upper says where changes of the root go.
+type Upper string
+
+const (
+	UpperDisk     Upper = "disk"     // to the disk UpperSerial
+	UpperMemory   Upper = "memory"   // to a tmpfs
+	UpperReadOnly Upper = "readonly" // there are none
+)
+
+// RootConfig is the root file system of a guest whose root is not its
+// initramfs: the disk RootSerial, which is erofs, squashfs or ext4 (told by its
+// superblock) and is mounted read-only, under an overlay.
+type RootConfig struct {
+	Upper   Upper `json:"upper"`
+	SizeMiB int   `json:"size_mib,omitempty"` // of the tmpfs; 0 for half of the memory
+}
+
+// MountType is what is mounted.
+type MountType string
+
+const (
+	MountDisk  MountType = "disk"  // the disk VolumeSerial(its index)
+	MountTmpfs MountType = "tmpfs" // the guest's memory
+)
+
+// MountConfig is one further file system of the guest. Its target is made when
+// it is not there, and never leads out of the root.
+type MountConfig struct {
+	Type     MountType `json:"type"`
+	Target   string    `json:"target"` // absolute
+	ReadOnly bool      `json:"read_only,omitempty"`
+	SizeMiB  int       `json:"size_mib,omitempty"` // of a tmpfs; 0 for half of the memory
+	Mode     uint32    `json:"mode,omitempty"`     // of a tmpfs: permission bits; 0 for 01777
+	// Copy fills a file system that is empty with what the root has at Target,
+	// and gives it that directory's owner and mode, before it is mounted there.
+	Copy bool `json:"copy,omitempty"`
 }
 
 // NetworkConfig is the static configuration of the guest's only NIC, which is
@@ -64,6 +114,10 @@ type WorkloadConfig struct {
 	// proxies to it.
 	BaseURL string  `json:"base_url,omitempty"`
 	Health  *Health `json:"health,omitempty"`
+	// TTY runs it on a terminal of its own, Stdin keeps its standard input open
+	// for those who attach (PathAttach); else that is /dev/null.
+	TTY   bool `json:"tty,omitempty"`
+	Stdin bool `json:"stdin,omitempty"`
 }
 
 // DefaultStopTimeout is the grace a workload has to exit after its stop signal.
@@ -71,13 +125,16 @@ const DefaultStopTimeout = 10 * time.Second
 
 // Health is the probe that kestrel runs against the workload until it first
 // succeeds, and periodically afterwards when Interval is set. Exactly one of
-// HTTP and TCP is set.
+// HTTP, TCP and Exec is set.
 type Health struct {
-	HTTP     string        `json:"http,omitempty"` // URL; healthy on any 2xx or 3xx status
-	TCP      string        `json:"tcp,omitempty"`  // host:port; healthy when a connection opens
-	Timeout  time.Duration `json:"timeout"`        // of one probe
-	Interval time.Duration `json:"interval"`       // between probes once healthy; 0 means DefaultHealthInterval
-	Retries  int           `json:"retries"`        // consecutive failures until unhealthy; 0 means 3
+	HTTP string   `json:"http,omitempty"` // URL; healthy on any 2xx or 3xx status
+	TCP  string   `json:"tcp,omitempty"`  // host:port; healthy when a connection opens
+	Exec []string `json:"exec,omitempty"` // a command, run as the workload's user; healthy when it exits with 0
+	// StartPeriod is how long after the workload's start failures do not count.
+	StartPeriod time.Duration `json:"start_period,omitempty"`
+	Timeout     time.Duration `json:"timeout"`  // of one probe
+	Interval    time.Duration `json:"interval"` // between probes once healthy; 0 means DefaultHealthInterval
+	Retries     int           `json:"retries"`  // consecutive failures until unhealthy; 0 means 3
 }
 
 // DefaultHealthInterval is the pause between two probes of a healthy workload.
