@@ -56,6 +56,7 @@ func arrows() map[string][]string {
 		"guest/wire":                 {},
 		"build":                      {"client/api", "initramfs"},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules
+		"build/oci/ocitest":          {"client/api"},
 		"initramfs":                  {},
 	}
 }
@@ -71,7 +72,7 @@ func keepers() map[string][]string {
 		"github.com/hashicorp/yamux":      {"guest", "hv/transport", "hv/hvtest/guest/init"},
 		"github.com/mdlayher/vsock":       {"guest", "hv/transport", "hv/hvtest/guest/init"},
 		"github.com/cavaliergopher/cpio":  {"initramfs"},
-		"github.com/klauspost/compress":   {"initramfs", "build/kernel"},
+		"github.com/klauspost/compress":   {"initramfs", "build/kernel", "build/oci/ocitest"},
 		"github.com/pierrec/lz4":          {"initramfs", "build/kernel"},
 		"github.com/pelletier/go-toml/v2": {"build", "roles/volar"},
 		"go.yaml.in/yaml/v3":              {"build", "roles/volar"},

@@ -6,7 +6,8 @@ set -euo pipefail
 want=(ca-certificates:/etc/ssl/certs/ca-certificates.crt qemu-system-x86:qemu-system-x86_64 iproute2:ip curl:curl xz-utils:xz)
 if [ "${1:-test}" = test ]; then
 	want+=(gcc:gcc make:make libc6-dev:/usr/include/stdio.h flex:flex bison:bison bc:bc
-		libelf-dev:/usr/include/libelf.h perl:perl cpio:cpio zstd:zstd lz4:lz4 musl-tools:musl-gcc nftables:nft util-linux:unshare zsh:zsh fish:fish)
+		libelf-dev:/usr/include/libelf.h perl:perl cpio:cpio zstd:zstd lz4:lz4 musl-tools:musl-gcc nftables:nft util-linux:unshare zsh:zsh fish:fish
+		skopeo:skopeo)
 fi
 
 command -v go >/dev/null || { echo "volant: go is missing: install Go 1.26 or newer first" >&2; exit 1; }
