@@ -56,6 +56,7 @@ func arrows() map[string][]string {
 		"guest/wire":                 {},
 		"build":                      {"client/api", "initramfs"},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules
+		"build/oci":                  {"client/api"},
 		"build/oci/ocitest":          {"client/api"},
 		"initramfs":                  {},
 	}
@@ -64,18 +65,19 @@ func arrows() map[string][]string {
 // keepers says which rooms alone may import a library.
 func keepers() map[string][]string {
 	return map[string][]string{
-		"github.com/alecthomas/kong":      {"roles/cmdline", "roles/volar", "roles/volantd", "roles/fledge"},
-		"github.com/ncruces/go-sqlite3":   {"store"},
-		"database/sql":                    {"store"},
-		"github.com/vishvananda/netlink":  {"guest", "daemon/netdev", "hv/hvtest/guest/init"},
-		"github.com/google/nftables":      {"daemon/netdev"},
-		"github.com/hashicorp/yamux":      {"guest", "hv/transport", "hv/hvtest/guest/init"},
-		"github.com/mdlayher/vsock":       {"guest", "hv/transport", "hv/hvtest/guest/init"},
-		"github.com/cavaliergopher/cpio":  {"initramfs"},
-		"github.com/klauspost/compress":   {"initramfs", "build/kernel", "build/oci/ocitest"},
-		"github.com/pierrec/lz4":          {"initramfs", "build/kernel"},
-		"github.com/pelletier/go-toml/v2": {"build", "roles/volar"},
-		"go.yaml.in/yaml/v3":              {"build", "roles/volar"},
+		"github.com/alecthomas/kong":             {"roles/cmdline", "roles/volar", "roles/volantd", "roles/fledge"},
+		"github.com/ncruces/go-sqlite3":          {"store"},
+		"database/sql":                           {"store"},
+		"github.com/vishvananda/netlink":         {"guest", "daemon/netdev", "hv/hvtest/guest/init"},
+		"github.com/google/nftables":             {"daemon/netdev"},
+		"github.com/hashicorp/yamux":             {"guest", "hv/transport", "hv/hvtest/guest/init"},
+		"github.com/mdlayher/vsock":              {"guest", "hv/transport", "hv/hvtest/guest/init"},
+		"github.com/cavaliergopher/cpio":         {"initramfs"},
+		"github.com/klauspost/compress":          {"initramfs", "build/kernel", "build/oci", "build/oci/ocitest"},
+		"github.com/pierrec/lz4":                 {"initramfs", "build/kernel"},
+		"github.com/google/go-containerregistry": {"build/oci"},
+		"github.com/pelletier/go-toml/v2":        {"build", "roles/volar"},
+		"go.yaml.in/yaml/v3":                     {"build", "roles/volar"},
 	}
 }
 
