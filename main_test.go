@@ -26,21 +26,22 @@ const maxBinarySize = 22 << 20
 // way, and a new one needs its reason in the commit that adds it here. A name
 // that ends in /* stands for all packages directly below.
 func arrows() map[string][]string {
-	heavy := []string{"roles/cmdline", "client", "client/api", "daemon", "daemon/*", "store", "store/*", "ipam", "hv", "hv/*",
+	heavy := []string{"roles/cmdline", "client", "client/api", "client/api/stdio", "daemon", "daemon/*", "store", "store/*", "ipam", "hv", "hv/*",
 		"guest", "guest/wire", "build", "build/*", "initramfs"}
 	return map[string][]string{
 		"":                           {"roles"},
 		"roles":                      {"roles/*"},
 		"roles/cmdline":              {},
-		"roles/volar":                {"roles/cmdline", "client", "client/api", "build", "build/*", "initramfs"},
+		"roles/volar":                {"roles/cmdline", "client", "client/api", "client/api/stdio", "build", "build/*", "initramfs"},
 		"roles/volantd":              heavy,
 		"roles/kestrel":              {"guest", "guest/wire"},
 		"roles/fledge":               {"roles/cmdline", "build", "build/*", "initramfs", "client/api"},
-		"client":                     {"client/api"},
-		"client/api":                 {},
-		"daemon":                     {"client/api", "guest/wire", "hv", "ipam", "initramfs", "store/row"}, // initramfs: the daemon packs the agent's segment
-		"daemon/httpapi":             {"client/api"},
-		"daemon/httpapi/httpapitest": {"client/api", "daemon/httpapi"},
+		"client":                     {"client/api", "client/api/stdio"},
+		"client/api":                 {"client/api/stdio"},
+		"client/api/stdio":           {}, // spoken by all three: client, daemon, guest
+		"daemon":                     {"client/api", "client/api/stdio", "guest/wire", "hv", "ipam", "initramfs", "store/row"}, // initramfs: the daemon packs the agent's segment
+		"daemon/httpapi":             {"client/api", "client/api/stdio"},
+		"daemon/httpapi/httpapitest": {"client/api", "client/api/stdio", "daemon/httpapi"},
 		"daemon/netdev":              {"ipam"}, // the bridge obeys the pool's rules about prefix and gateway
 		"store":                      {"client/api", "ipam", "store/row"},
 		"store/row":                  {"client/api", "hv"}, // what a row holds, shared with the daemon that may not see SQL
@@ -52,7 +53,7 @@ func arrows() map[string][]string {
 		"hv/hvtest":                  {"hv", "hv/vmm", "guest/wire", "initramfs", "hv/hvtest/guest"},
 		"hv/hvtest/guest":            {"guest/wire"},
 		"hv/hvtest/guest/init":       {"guest/wire", "hv/hvtest/guest"},
-		"guest":                      {"guest/wire"},
+		"guest":                      {"guest/wire", "client/api/stdio"},
 		"guest/wire":                 {},
 		"build":                      {"client/api", "initramfs"},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules
@@ -84,7 +85,7 @@ func keepers() map[string][]string {
 // standardOnly lists the packages that import the standard library only,
 // beyond the house's own contracts.
 func standardOnly() []string {
-	return []string{"client", "client/api", "guest/wire", "ipam"}
+	return []string{"client", "client/api", "client/api/stdio", "guest/wire", "ipam"}
 }
 
 // goFiles calls visit for every Go file of the module that the go tool builds.
