@@ -66,7 +66,7 @@ func TestManifestValidate(t *testing.T) {
 		"agentless":         {func(m *Manifest) { m.Initramfs.Agent = "none"; m.Workload = nil; m.HealthCheck = nil }, ""},
 		"NUL in argv":       {func(m *Manifest) { m.Workload.Entrypoint = []string{"a\x00b"} }, "workload.entrypoint[0]: holds a NUL byte"},
 		"env name":          {func(m *Manifest) { m.Workload.Env = map[string]string{"A=B": "c"} }, "is not a variable name"},
-		"two probes":        {func(m *Manifest) { m.HealthCheck.TCP = "127.0.0.1:1" }, "health_check: has both"},
+		"two probes":        {func(m *Manifest) { m.HealthCheck.TCP = "127.0.0.1:1" }, "health_check: has more than one"},
 		"network mode":      {func(m *Manifest) { m.Network = &Network{Mode: "bridge"} }, `network.mode: "bridge" is not known`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -249,6 +249,9 @@ func (m *Manifest) Validate() error {
 	if err := m.validateWorkload(); err != nil {
 		return err
 	}
+	if err := m.validateMounts(); err != nil {
+		return err
+	}
 	if err := m.validateRest(); err != nil {
 		return err
 	}
@@ -306,6 +309,12 @@ func (m *Manifest) validateWorkload() error {
 	if w.StopTimeout < 0 {
 		return fieldErr("workload.stop_timeout_ms", "is negative")
 	}
+	if err := validateUser("workload.user", w.User); err != nil {
+		return err
+	}
+	if err := validateSignal("workload.stop_signal", w.StopSignal); err != nil {
+		return err
+	}
 	return ValidateEnv("workload.env", w.Env)
 }
 
@@ -327,17 +336,32 @@ func ValidateEnv(field string, env map[string]string) error {
 
 func (m *Manifest) validateRest() error {
 	if h := m.HealthCheck; h != nil {
+		ways := 0
+		for _, given := range []bool{h.Endpoint != "", h.TCP != "", len(h.Exec) > 0} {
+			if given {
+				ways++
+			}
+		}
 		switch {
-		case h.Endpoint != "" && h.TCP != "":
-			return fieldErr("health_check", "has both endpoint and tcp; give one")
-		case h.Endpoint == "" && h.TCP == "":
-			return fieldErr("health_check", "has neither endpoint nor tcp; give one")
+		case ways > 1:
+			return fieldErr("health_check", "has more than one of endpoint, tcp and exec; give one")
+		case ways == 0:
+			return fieldErr("health_check", "has none of endpoint, tcp and exec; give one")
+		case len(h.Exec) > maxListLength:
+			return fieldErr("health_check.exec", "has %d elements; at most %d are allowed", len(h.Exec), maxListLength)
+		case len(h.Exec) > 0 && h.Exec[0] == "":
+			return fieldErr("health_check.exec", "names no command")
 		case h.Endpoint != "" && !strings.HasPrefix(h.Endpoint, "/"):
 			return fieldErr("health_check.endpoint", "%q does not begin with /", h.Endpoint)
 		case h.Endpoint != "" && (m.Workload == nil || m.Workload.BaseURL == ""):
 			return fieldErr("health_check.endpoint", "needs workload.base_url")
-		case h.TimeoutMS < 0 || h.IntervalMS < 0 || h.Retries < 0:
+		case h.TimeoutMS < 0 || h.IntervalMS < 0 || h.Retries < 0 || h.StartPeriodMS < 0:
 			return fieldErr("health_check", "has a negative number")
+		}
+		for i, a := range h.Exec {
+			if err := checkString(fmt.Sprintf("health_check.exec[%d]", i), a); err != nil {
+				return err
+			}
 		}
 	}
 	if m.Restart != nil {
@@ -360,7 +384,32 @@ func (m *Manifest) validateRest() error {
 			return fieldErr("kernel", "%v", err)
 		}
 	}
+	if err := ValidateHostname("hostname", m.Hostname); err != nil {
+		return err
+	}
+	if err := validatePorts("ports", m.Ports, false); err != nil {
+		return err
+	}
 	return ValidateLabels("labels", m.Labels)
+}
+
+// validateMounts checks what is mounted in the guest, the root included.
+func (m *Manifest) validateMounts() error {
+	if m.Root != nil {
+		if m.Rootfs == nil {
+			return fieldErr("root", "only a rootfs has one; an initramfs is all in the guest's memory")
+		}
+		if err := validateRoot("root", *m.Root); err != nil {
+			return err
+		}
+	}
+	if err := validateMounts(m.Volumes, m.Tmpfs); err != nil {
+		return err
+	}
+	if m.Initramfs != nil && m.Initramfs.Agent == AgentNone && len(m.Volumes)+len(m.Tmpfs) > 0 {
+		return fieldErr("volumes", "without an agent nobody mounts them")
+	}
+	return nil
 }
 
 // ValidateLabels checks labels: printable keys and values of bounded length.

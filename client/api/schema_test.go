@@ -8,6 +8,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -47,7 +48,9 @@ func TestManifestSchema(t *testing.T) {
 // asks beyond them.
 func manifestSchema(t *testing.T) object {
 	t.Helper()
-	g := &schemaMaker{docs: comments(t, "manifest.go"), defs: object{}, rules: manifestRules()}
+	docs := comments(t, "manifest.go")
+	maps.Copy(docs, comments(t, "volume.go"))
+	g := &schemaMaker{docs: docs, defs: object{}, rules: manifestRules()}
 	root := g.structSchema(reflect.TypeFor[Manifest]())
 	for name := range g.rules {
 		t.Errorf("rule for %s, which manifest.go does not have", name)
@@ -70,8 +73,9 @@ func manifestRules() map[string]object {
 	has := func(fields ...string) object { return object{"required": fields} }
 	return map[string]object{
 		"Manifest": {
-			"oneOf": []any{has("rootfs"), has("initramfs")},
-			"if":    object{"required": []string{"initramfs"}, "properties": object{"initramfs": object{"required": []string{"agent"}, "properties": object{"agent": object{"const": AgentNone}}}}},
+			"oneOf":             []any{has("rootfs"), has("initramfs")},
+			"dependentRequired": object{"root": []string{"rootfs"}},
+			"if":                object{"required": []string{"initramfs"}, "properties": object{"initramfs": object{"required": []string{"agent"}, "properties": object{"agent": object{"const": AgentNone}}}}},
 			"else": object{
 				"required":   []string{"workload"},
 				"properties": object{"workload": object{"required": []string{"entrypoint"}, "properties": object{"entrypoint": object{"minItems": 1}}}},
@@ -81,40 +85,53 @@ func manifestRules() map[string]object {
 				"then": object{"properties": object{"workload": has("base_url")}},
 			}},
 		},
-		"Manifest.schema_version":  enum("1", "1.0", "v1"),
-		"Manifest.name":            name(),
-		"Manifest.version":         {"pattern": `\S`},
-		"Manifest.kernel":          name(),
-		"Rootfs.url":               filled,
-		"Rootfs.checksum":          digest,
-		"Rootfs.format":            enum("raw", "qcow2"),
-		"Initramfs.url":            filled,
-		"Initramfs.checksum":       digest,
-		"Initramfs.agent":          enum(AgentHost, AgentImage, AgentNone),
-		"ManifestDisk.name":        name(),
-		"ManifestDisk.source":      filled,
-		"ManifestDisk.checksum":    digest,
-		"ManifestDisk.format":      enum("raw", "qcow2"),
-		"Resources.cpu_cores":      {"minimum": 1, "maximum": MaxCPUCores},
-		"Resources.memory_mb":      {"minimum": MinMemoryMB, "maximum": MaxMemoryMB},
-		"Workload":                 {"if": object{"properties": object{"type": object{"const": WorkloadHTTP}}}, "then": has("base_url")},
-		"Workload.type":            enum(WorkloadHTTP, WorkloadExec),
-		"Workload.entrypoint":      {"maxItems": maxListLength, "prefixItems": []any{object{"minLength": 1}}},
-		"Workload.base_url":        {"pattern": "^http://[^/]"},
-		"Workload.workdir":         absolute,
-		"Workload.env":             {"maxProperties": maxListLength, "propertyNames": object{"pattern": "^[^=]+$"}},
-		"Workload.stop_timeout_ms": natural,
-		"HealthCheck":              {"oneOf": []any{has("endpoint"), has("tcp")}},
-		"HealthCheck.endpoint":     absolute,
-		"HealthCheck.tcp":          filled,
-		"HealthCheck.timeout_ms":   natural,
-		"HealthCheck.interval_ms":  natural,
-		"HealthCheck.retries":      natural,
-		"Restart.policy":           enum("never", "on-failure", "always"),
-		"Action.method":            filled,
-		"Action.path":              absolute,
-		"Network.mode":             enum(NetworkBridged, NetworkVsock, NetworkDHCP),
-		"Manifest.labels":          {"maxProperties": maxListLength, "propertyNames": object{"minLength": 1}},
+		"Manifest.schema_version":     enum("1", "1.0", "v1"),
+		"Manifest.name":               name(),
+		"Manifest.version":            {"pattern": `\S`},
+		"Manifest.kernel":             name(),
+		"Manifest.hostname":           {"maxLength": maxHostname, "pattern": `^([A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*)?$`},
+		"Root.mode":                   enum(RootDisk, RootMemory, RootReadOnly),
+		"VolumeMount":                 {"oneOf": []any{has("name"), has("blob")}},
+		"VolumeMount.name":            name(),
+		"VolumeMount.blob":            digest,
+		"VolumeMount.target":          absolute,
+		"Tmpfs.target":                absolute,
+		"Tmpfs.mode":                  {"pattern": "^[0-7]{1,4}$"},
+		"Port.port":                   {"minimum": 1, "maximum": 65535},
+		"Port.host_port":              {"minimum": 0, "maximum": 65535},
+		"Port.protocol":               enum(ProtocolTCP, ProtocolUDP),
+		"Rootfs.url":                  filled,
+		"Rootfs.checksum":             digest,
+		"Rootfs.format":               enum("raw", "qcow2"),
+		"Initramfs.url":               filled,
+		"Initramfs.checksum":          digest,
+		"Initramfs.agent":             enum(AgentHost, AgentImage, AgentNone),
+		"ManifestDisk.name":           name(),
+		"ManifestDisk.source":         filled,
+		"ManifestDisk.checksum":       digest,
+		"ManifestDisk.format":         enum("raw", "qcow2"),
+		"Resources.cpu_cores":         {"minimum": 1, "maximum": MaxCPUCores},
+		"Resources.memory_mb":         {"minimum": MinMemoryMB, "maximum": MaxMemoryMB},
+		"Workload":                    {"if": object{"properties": object{"type": object{"const": WorkloadHTTP}}}, "then": has("base_url")},
+		"Workload.type":               enum(WorkloadHTTP, WorkloadExec),
+		"Workload.entrypoint":         {"maxItems": maxListLength, "prefixItems": []any{object{"minLength": 1}}},
+		"Workload.base_url":           {"pattern": "^http://[^/]"},
+		"Workload.workdir":            absolute,
+		"Workload.env":                {"maxProperties": maxListLength, "propertyNames": object{"pattern": "^[^=]+$"}},
+		"Workload.stop_timeout_ms":    natural,
+		"HealthCheck":                 {"oneOf": []any{has("endpoint"), has("tcp"), has("exec")}},
+		"HealthCheck.exec":            {"minItems": 1, "maxItems": maxListLength, "prefixItems": []any{object{"minLength": 1}}},
+		"HealthCheck.start_period_ms": natural,
+		"HealthCheck.endpoint":        absolute,
+		"HealthCheck.tcp":             filled,
+		"HealthCheck.timeout_ms":      natural,
+		"HealthCheck.interval_ms":     natural,
+		"HealthCheck.retries":         natural,
+		"Restart.policy":              enum("never", "on-failure", "always"),
+		"Action.method":               filled,
+		"Action.path":                 absolute,
+		"Network.mode":                enum(NetworkBridged, NetworkVsock, NetworkDHCP),
+		"Manifest.labels":             {"maxProperties": maxListLength, "propertyNames": object{"minLength": 1}},
 	}
 }
 
@@ -302,6 +319,22 @@ func TestSchemaAgrees(t *testing.T) {
 		"labels":                 {object{"labels": object{"a.b/c": "d"}}, true},
 		"empty label":            {object{"labels": object{"": "d"}}, false},
 		"cloud init":             {object{"cloud_init": object{"user_data": object{"inline": true, "content": "#cloud-config"}}}, true},
+		"command as a check":     {object{"health_check": object{"exec": []string{"/check"}, "start_period_ms": 5}}, true},
+		"empty command":          {object{"health_check": object{"exec": []string{""}}}, false},
+		"check of three kinds":   {object{"health_check": object{"exec": []string{"/check"}, "tcp": ":1"}}, false},
+		"hostname":               {object{"hostname": "Db-1.example"}, true},
+		"hostname with a blank":  {object{"hostname": "a b"}, false},
+		"root":                   {object{"initramfs": nil, "rootfs": object{"url": "x"}, "root": object{"mode": "ephemeral", "size_mb": 64}}, true},
+		"root of a kind":         {object{"initramfs": nil, "rootfs": object{"url": "x"}, "root": object{"mode": "tape"}}, false},
+		"root of an initramfs":   {object{"root": object{}}, false},
+		"volume":                 {object{"volumes": []any{object{"name": "data", "target": "/data", "size_mb": 64}}}, true},
+		"volume of nothing":      {object{"volumes": []any{object{"target": "/data"}}}, false},
+		"relative target":        {object{"volumes": []any{object{"name": "data", "target": "data"}}}, false},
+		"tmpfs":                  {object{"tmpfs": []any{object{"target": "/run/x", "mode": "755"}}}, true},
+		"tmpfs mode":             {object{"tmpfs": []any{object{"target": "/run/x", "mode": "9"}}}, false},
+		"ports":                  {object{"ports": []any{object{"port": 80}, object{"port": 53, "protocol": "udp", "host_port": 5353}}}, true},
+		"port of a kind":         {object{"ports": []any{object{"port": 80, "protocol": "sctp"}}}, false},
+		"port too high":          {object{"ports": []any{object{"port": 65536}}}, false},
 		"devices":                {object{"devices": object{"pci_passthrough": []string{"0000:01:00.0"}}}, true},
 	} {
 		t.Run(name, func(t *testing.T) {

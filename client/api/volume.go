@@ -50,7 +50,15 @@ type Tmpfs struct {
 	Target string `json:"target"`            // absolute path in the guest
 	SizeMB int    `json:"size_mb,omitempty"` // MiB; default: half of the guest's memory
 	Mode   string `json:"mode,omitempty"`    // octal; default 1777
+	// Copy begins it with what the image has at Target, owners and modes included.
+	Copy bool `json:"copy,omitempty"`
 }
+
+// Protocols of a Port.
+const (
+	ProtocolTCP = "tcp" // default
+	ProtocolUDP = "udp"
+)
 
 // Port is a port of the guest. HostPort publishes it on the host.
 type Port struct {
@@ -67,3 +75,22 @@ type Port struct {
 // FirstHostPort is the lowest host port that the daemon gives by itself: the
 // first of the dynamic ports of RFC 6335, section 6.
 const FirstHostPort = 49152
+
+func (p Port) protocol() string {
+	if p.Protocol == "" {
+		return ProtocolTCP
+	}
+	return p.Protocol
+}
+
+// Conflicts reports whether both are published and want the same port of the
+// host. A port published on all addresses conflicts with any.
+func (p Port) Conflicts(o Port) bool {
+	if p.HostPort == 0 || p.HostPort != o.HostPort || p.protocol() != o.protocol() {
+		return false
+	}
+	return p.onAll() || o.onAll() || p.HostIP == o.HostIP
+}
+
+// onAll reports whether p is published on all addresses.
+func (p Port) onAll() bool { return p.HostIP == "" || p.HostIP == "0.0.0.0" }
