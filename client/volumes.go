@@ -1,0 +1,33 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/volantvm/volant/client/api"
+)
+
+// Volumes lists volumes by name.
+func (c *Client) Volumes(ctx context.Context) (list []api.Volume, err error) {
+	_, err = c.call(ctx, request{method: http.MethodGet, path: "/volumes"}, nil, &list)
+	return list, err
+}
+
+// Volume returns one volume.
+func (c *Client) Volume(ctx context.Context, name string) (v api.Volume, err error) {
+	_, err = c.call(ctx, request{method: http.MethodGet, path: "/volumes/" + url.PathEscape(name)}, nil, &v)
+	return v, err
+}
+
+// CreateVolume makes an empty volume.
+func (c *Client) CreateVolume(ctx context.Context, in api.VolumeCreate) (v api.Volume, err error) {
+	_, err = c.call(ctx, request{method: http.MethodPost, path: "/volumes"}, in, &v)
+	return v, err
+}
+
+// RemoveVolume removes a volume that no VM mounts, with what it holds.
+func (c *Client) RemoveVolume(ctx context.Context, name string) error {
+	_, err := c.call(ctx, request{method: http.MethodDelete, path: "/volumes/" + url.PathEscape(name)}, nil, nil)
+	return err
+}
