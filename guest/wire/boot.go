@@ -45,7 +45,7 @@ type Upper string
 const (
 	UpperDisk     Upper = "disk"     // to the disk UpperSerial
 	UpperMemory   Upper = "memory"   // to a tmpfs
-	UpperReadOnly Upper = "readonly" // there are none
+	UpperReadOnly Upper = "readonly" // there are none; only what mounts need is added, in memory
 )
 
 // RootConfig is the root file system of a guest whose root is not its
@@ -72,8 +72,10 @@ type MountConfig struct {
 	ReadOnly bool      `json:"read_only,omitempty"`
 	SizeMiB  int       `json:"size_mib,omitempty"` // of a tmpfs; 0 for half of the memory
 	Mode     uint32    `json:"mode,omitempty"`     // of a tmpfs: permission bits; 0 for 01777
-	// Copy fills a file system that is empty with what the root has at Target,
-	// and gives it that directory's owner and mode, before it is mounted there.
+	// Copy fills a file system that is empty (lost+found aside) with what the
+	// root has at Target, and gives it that directory's owner and mode, before
+	// the workload sees it. Cut short by whatever, it is begun anew at the next
+	// boot.
 	Copy bool `json:"copy,omitempty"`
 }
 
@@ -104,7 +106,8 @@ type WorkloadConfig struct {
 	Workdir string        `json:"workdir,omitempty"` // default /
 	User    string        `json:"user,omitempty"`    // name or uid[:gid]; default root
 	Restart RestartPolicy `json:"restart,omitempty"` // default never
-	// StopSignal is sent on shutdown, by name ("SIGTERM", the default).
+	// StopSignal is sent on shutdown: by name ("SIGTERM", the default, "INT",
+	// "SIGRTMIN+3") or by number.
 	StopSignal string `json:"stop_signal,omitempty"`
 	// StopTimeout is how long the workload may take to exit after StopSignal
 	// before SIGKILL; 0 means DefaultStopTimeout.
@@ -123,14 +126,16 @@ type WorkloadConfig struct {
 // DefaultStopTimeout is the grace a workload has to exit after its stop signal.
 const DefaultStopTimeout = 10 * time.Second
 
-// Health is the probe that kestrel runs against the workload until it first
-// succeeds, and periodically afterwards when Interval is set. Exactly one of
-// HTTP, TCP and Exec is set.
+// Health is the probe that kestrel runs against the workload, often until it
+// first succeeds and every Interval afterwards. Exactly one of HTTP, TCP and
+// Exec is set.
 type Health struct {
 	HTTP string   `json:"http,omitempty"` // URL; healthy on any 2xx or 3xx status
 	TCP  string   `json:"tcp,omitempty"`  // host:port; healthy when a connection opens
 	Exec []string `json:"exec,omitempty"` // a command, run as the workload's user; healthy when it exits with 0
-	// StartPeriod is how long after the workload's start failures do not count.
+	// StartPeriod is how long after the workload's start failures do not count,
+	// unless there was a success in it. After it, and before the first success,
+	// one failure counts in every Interval.
 	StartPeriod time.Duration `json:"start_period,omitempty"`
 	Timeout     time.Duration `json:"timeout"`  // of one probe
 	Interval    time.Duration `json:"interval"` // between probes once healthy; 0 means DefaultHealthInterval

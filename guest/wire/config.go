@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"path"
 	"strings"
 )
 
@@ -145,8 +146,69 @@ func (c *BootConfig) Validate() error {
 			return bad("network", "%w", err)
 		}
 	}
+	if r := c.Root; r != nil {
+		if err := r.validate(); err != nil {
+			return bad("root", "%w", err)
+		}
+	}
+	if len(c.Mounts) > maxMounts {
+		return bad("mounts", "there are %d, the limit is %d", len(c.Mounts), maxMounts)
+	}
+	targets := make(map[string]bool, len(c.Mounts))
+	for i := range c.Mounts {
+		m := &c.Mounts[i]
+		if err := m.validate(); err != nil {
+			return bad("mounts", "%d: %w", i, err)
+		}
+		t := path.Clean(m.Target)
+		if targets[t] {
+			return bad("mounts", "%d: target: there is another one at %q", i, t)
+		}
+		targets[t] = true
+	}
 	if err := c.Workload.validate(); err != nil {
 		return bad("workload", "%w", err)
+	}
+	return nil
+}
+
+// maxMounts bounds the list on both sides; no hypervisor offers as many disks.
+const maxMounts = 128
+
+// maxPath is PATH_MAX without the final zero byte, in bytes.
+const maxPath = 4095
+
+func (r *RootConfig) validate() error {
+	switch r.Upper {
+	case UpperDisk, UpperMemory, UpperReadOnly:
+	default:
+		return fmt.Errorf("upper: %q is none of disk, memory, readonly", r.Upper)
+	}
+	if r.SizeMiB < 0 || r.SizeMiB > 0 && r.Upper != UpperMemory {
+		return fmt.Errorf("size_mib: %d: only a root with its changes in memory has a size", r.SizeMiB)
+	}
+	return nil
+}
+
+func (m *MountConfig) validate() error {
+	switch m.Type {
+	case MountDisk, MountTmpfs:
+	default:
+		return fmt.Errorf("type: %q is neither disk nor tmpfs", m.Type)
+	}
+	switch {
+	case !path.IsAbs(m.Target) || len(m.Target) > maxPath || strings.ContainsRune(m.Target, 0):
+		return fmt.Errorf("target: %q is not an absolute path", m.Target)
+	case path.Clean(m.Target) == "/":
+		return errors.New("target: is the root itself")
+	case m.SizeMiB < 0:
+		return fmt.Errorf("size_mib: %d is negative", m.SizeMiB)
+	case m.Mode > 0o7777:
+		return fmt.Errorf("mode: %#o is more than permission bits", m.Mode)
+	case m.Type == MountDisk && (m.SizeMiB != 0 || m.Mode != 0):
+		return errors.New("size_mib and mode are for a tmpfs")
+	case m.Type == MountTmpfs && m.Copy:
+		return errors.New("copy is for a disk")
 	}
 	return nil
 }
@@ -215,13 +277,29 @@ func (w *WorkloadConfig) validate() error {
 }
 
 func (h *Health) validate() error {
+	kinds := 0
+	for _, set := range []bool{h.HTTP != "", h.TCP != "", len(h.Exec) > 0} {
+		if set {
+			kinds++
+		}
+	}
 	switch {
-	case (h.HTTP == "") == (h.TCP == ""):
-		return errors.New("exactly one of http and tcp is needed")
-	case h.Timeout < 0 || h.Interval < 0 || h.Retries < 0:
-		return errors.New("timeout, interval and retries must not be negative")
+	case kinds != 1:
+		return errors.New("exactly one of http, tcp and exec is needed")
+	case h.Timeout < 0 || h.Interval < 0 || h.Retries < 0 || h.StartPeriod < 0:
+		return errors.New("timeout, interval, start_period and retries must not be negative")
 	case h.HTTP != "":
 		return validHTTPURL(h.HTTP)
+	case len(h.Exec) > 0:
+		for _, s := range h.Exec {
+			if strings.ContainsRune(s, 0) {
+				return fmt.Errorf("exec: %q holds a zero byte", s)
+			}
+		}
+		if h.Exec[0] == "" {
+			return errors.New("exec: there is no command")
+		}
+		return nil
 	}
 	if host, port, ok := cutLast(h.TCP, ':'); !ok || host == "" || port == "" {
 		return fmt.Errorf("tcp: %q is not host:port", h.TCP)

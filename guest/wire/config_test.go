@@ -46,8 +46,25 @@ func sampleBoot() BootConfig {
 	}
 }
 
+// sampleRoot is the configuration of a VM whose root is a disk.
+func sampleRoot() BootConfig {
+	c := sampleBoot()
+	c.Root = &RootConfig{Upper: UpperDisk}
+	c.Mounts = []MountConfig{
+		{Type: MountDisk, Target: "/data", Copy: true},
+		{Type: MountTmpfs, Target: "/scratch", SizeMiB: 16, Mode: 0o1777, ReadOnly: true},
+	}
+	c.Workload.Health = &Health{Exec: []string{"/bin/true"}, StartPeriod: time.Minute}
+	return c
+}
+
 func TestBootConfigRoundTrip(t *testing.T) {
-	want := sampleBoot()
+	t.Run("appliance", func(t *testing.T) { bootRoundTrip(t, sampleBoot()) })
+	t.Run("root", func(t *testing.T) { bootRoundTrip(t, sampleRoot()) })
+}
+
+func bootRoundTrip(t *testing.T, want BootConfig) {
+	t.Helper()
 	image, err := EncodeBoot(want)
 	if err != nil {
 		t.Fatal(err)
@@ -154,9 +171,28 @@ func TestValidate(t *testing.T) {
 		{"health", func(c *BootConfig) { c.Workload.Health.TCP = "127.0.0.1:80" }},
 		{"tcp", func(c *BootConfig) { c.Workload.Health = &Health{TCP: "80"} }},
 		{"health", func(c *BootConfig) { c.Workload.Health = &Health{HTTP: "ftp://a"} }},
+		{"exactly one", func(c *BootConfig) { c.Workload.Health.Exec = []string{"true"} }},
+		{"exec", func(c *BootConfig) { c.Workload.Health = &Health{Exec: []string{"", "x"}} }},
+		{"exec", func(c *BootConfig) { c.Workload.Health = &Health{Exec: []string{"a\x00"}} }},
+		{"start_period", func(c *BootConfig) { c.Workload.Health.StartPeriod = -1 }},
+		{"upper", func(c *BootConfig) { c.Root.Upper = "" }},
+		{"size_mib", func(c *BootConfig) { c.Root.SizeMiB = 64 }},
+		{"size_mib", func(c *BootConfig) { c.Root = &RootConfig{Upper: UpperMemory, SizeMiB: -1} }},
+		{"mounts: 0: type", func(c *BootConfig) { c.Mounts[0].Type = "nfs" }},
+		{"mounts: 0: target", func(c *BootConfig) { c.Mounts[0].Target = "data" }},
+		{"mounts: 0: target", func(c *BootConfig) { c.Mounts[0].Target = "/data/\x00" }},
+		{"mounts: 0: target", func(c *BootConfig) { c.Mounts[0].Target = "/x/../" }},
+		{"mounts: 0: target", func(c *BootConfig) { c.Mounts[0].Target = "/" + strings.Repeat("a/", 2048) }},
+		{"mounts: 1: target", func(c *BootConfig) { c.Mounts[1].Target = "/var/../data/" }},
+		{"mounts: 0: size_mib", func(c *BootConfig) { c.Mounts[0].SizeMiB = 1 }},
+		{"mounts: 1: size_mib", func(c *BootConfig) { c.Mounts[1].SizeMiB = -1 }},
+		{"mounts: 1: mode", func(c *BootConfig) { c.Mounts[1].Mode = 0o100644 }},
+		{"mounts: 1: copy", func(c *BootConfig) { c.Mounts[1].Copy = true }},
+		{"mounts: there are 129", func(c *BootConfig) { c.Mounts = make([]MountConfig, 129) }},
 	}
 	for _, tt := range tests {
-		c := sampleBoot()
+		c := sampleRoot()
+		c.Workload.Health = sampleBoot().Workload.Health
 		tt.edit(&c)
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), tt.field) {
 			t.Errorf("Validate() = %v, want an error that names %q", err, tt.field)
@@ -183,6 +219,11 @@ func FuzzDecodeBoot(f *testing.F) {
 	f.Add(image[:configHeader], false)
 	f.Add(bytes.TrimRight(image[configHeader:], "\x00"), true)
 	f.Add([]byte("{}"), true)
+	if image, err = EncodeBoot(sampleRoot()); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(image, false)
+	f.Add(bytes.TrimRight(image[configHeader:], "\x00"), true)
 	f.Fuzz(func(t *testing.T, b []byte, isBody bool) {
 		if isBody {
 			b = fmt.Appendf(nil, "%s%s%012d\n%x\n%s", configMagic, configVersion, len(b), sha256.Sum256(b), b)
