@@ -56,6 +56,7 @@ func arrows() map[string][]string {
 		"guest":                      {"guest/wire", "client/api/stdio"},
 		"guest/wire":                 {},
 		"build":                      {"client/api", "initramfs"},
+		"build/dockerfile":           {},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules
 		"build/oci":                  {"client/api"},
 		"build/oci/ocitest":          {"client/api"},
