@@ -55,11 +55,12 @@ func arrows() map[string][]string {
 		"hv/hvtest/guest/init":       {"guest/wire", "hv/hvtest/guest"},
 		"guest":                      {"guest/wire", "client/api/stdio"},
 		"guest/wire":                 {},
-		"build":                      {"client/api", "initramfs"},
+		"build":                      {"client/api", "initramfs", "build/superblock"},
 		"build/dockerfile":           {},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules
 		"build/oci":                  {"client/api"},
 		"build/oci/ocitest":          {"client/api"},
+		"build/superblock":           {},
 		"initramfs":                  {},
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/volantvm/volant/build/superblock"
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/initramfs"
 )
@@ -21,12 +22,15 @@ type Verified struct {
 	Digest   string // "sha256:..."
 	Size     int64  // bytes
 	Entries  int    // of an initramfs
+
+	// Filesystem is that of a raw rootfs; nil for all else.
+	Filesystem *superblock.Superblock
 }
 
 // Verify checks a manifest and the artifact beside it: the manifest is valid,
-// the artifact has the digest it says, and an initramfs is one the kernel
-// unpacks, with an /init where the manifest promises one. Nothing is
-// downloaded.
+// the artifact has the digest it says, an initramfs is one the kernel unpacks,
+// with an /init where the manifest promises one, and a raw rootfs has a file
+// system that the guest can mount. Nothing is downloaded.
 func Verify(manifest string) (*Verified, error) {
 	data, err := readDocument(manifest)
 	if err != nil {
@@ -69,6 +73,12 @@ func Verify(manifest string) (*Verified, error) {
 		return nil, src.errorf(key+".checksum", "%s has digest %s, the manifest says %s", v.Artifact, v.Digest, digest)
 	}
 	if m.Initramfs == nil {
+		if m.Rootfs.Format == "qcow2" {
+			return v, nil
+		}
+		if err := v.readDisk(); err != nil {
+			return nil, src.errorf("rootfs.url", "%s: %w", v.Artifact, err)
+		}
 		return v, nil
 	}
 	hasInit, err := v.readArchive()
@@ -82,6 +92,20 @@ func Verify(manifest string) (*Verified, error) {
 		return nil, src.errorf("initramfs.agent", "is %q but %s has an /init, which would replace the agent", api.AgentHost, v.Artifact)
 	}
 	return v, nil
+}
+
+func (v *Verified) readDisk() error {
+	f, err := os.Open(v.Artifact)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	s, err := superblock.Read(f, v.Size)
+	if err != nil {
+		return err
+	}
+	v.Filesystem = &s
+	return nil
 }
 
 func (v *Verified) readArchive() (hasInit bool, err error) {

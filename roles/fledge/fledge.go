@@ -29,7 +29,7 @@ type grammar struct {
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
 	Build   buildCmd   `cmd:"" help:"Build the artifact and manifest of a fledge.toml."`
-	Inspect inspectCmd `cmd:"" help:"List what an initramfs image holds, like ls -l."`
+	Inspect inspectCmd `cmd:"" help:"List what an archive holds, like ls -l, or say what a disk is."`
 	Verify  verifyCmd  `cmd:"" help:"Check a manifest and the digest of the artifact beside it."`
 	Ver     versionCmd `cmd:"" name:"version" help:"Print the version."`
 }
@@ -139,7 +139,11 @@ func (v *verifyCmd) Run(c *console) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "%s: plugin %s %s, %s, %d bytes, %d entries, %s: ok\n",
-		v.Manifest, r.Manifest.Name, r.Manifest.Version, r.Artifact, r.Size, r.Entries, r.Digest)
+	holds := fmt.Sprintf("%d entries", r.Entries)
+	if r.Filesystem != nil {
+		holds = fmt.Sprintf("%s of %d inodes", r.Filesystem.Type, r.Filesystem.Inodes)
+	}
+	_, err = fmt.Fprintf(c.stdout, "%s: plugin %s %s, %s, %d bytes, %s, %s: ok\n",
+		v.Manifest, r.Manifest.Name, r.Manifest.Version, r.Artifact, r.Size, holds, r.Digest)
 	return err
 }

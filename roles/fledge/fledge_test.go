@@ -3,6 +3,8 @@ package fledge_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -138,6 +140,76 @@ func TestBuildInspectVerify(t *testing.T) {
 	}
 	if got = run(t, "inspect", "demo.cpio"); got.status != 1 || !strings.Contains(got.stderr, "not a newc cpio archive") {
 		t.Errorf("inspect of no archive = %+v", got)
+	}
+}
+
+// TestInspectVerifyDisk reads a disk that another program made.
+func TestInspectVerifyDisk(t *testing.T) {
+	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
+		if os.Getenv("VOLANT_TEST_ALL") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("tree", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, "tree/app", "static")
+	const uuid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+	if out, err := exec.CommandContext(t.Context(), "mkfs.erofs", "-U", uuid, "app.img", "tree").CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.erofs: %v\n%s", err, out)
+	}
+	disk, err := os.ReadFile("app.img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(disk)
+	digest := "sha256:" + hex.EncodeToString(sum[:])
+
+	got := run(t, "inspect", "app.img")
+	for _, want := range []string{"type         erofs\n", "block size   4096\n", "inodes       2\n", "uuid         " + uuid + "\n", digest} {
+		if got.status != 0 || !strings.Contains(got.stdout, want) {
+			t.Errorf("inspect lacks %q: %+v", want, got)
+		}
+	}
+	got = run(t, "inspect", "-o", "json", "app.img")
+	var in struct {
+		Digest     string `json:"digest"`
+		Size       int64  `json:"size_bytes"`
+		Filesystem struct {
+			Type   string `json:"type"`
+			Inodes uint64 `json:"inodes"`
+			UUID   string `json:"uuid"`
+		} `json:"filesystem"`
+	}
+	if err := json.Unmarshal([]byte(got.stdout), &in); err != nil || in.Digest != digest || in.Size != int64(len(disk)) || in.Filesystem.Type != "erofs" || in.Filesystem.UUID != uuid {
+		t.Errorf("inspect -o json = %+v, %v", in, err)
+	}
+
+	manifest := func(digest string) {
+		write(t, "app.manifest.json", `{"name": "app", "version": "1",
+"rootfs": {
+"url": "app.img",
+"checksum": "`+digest+`"},
+"resources": {"cpu_cores": 1, "memory_mb": 128}, "workload": {"type": "exec", "entrypoint": ["/app"]}}`)
+	}
+	manifest(digest)
+	if got = run(t, "verify", "app.manifest.json"); got.status != 0 || !strings.Contains(got.stdout, "erofs of 2 inodes, "+digest+": ok\n") {
+		t.Errorf("verify = %+v", got)
+	}
+	for _, tt := range []struct {
+		name, content, want string
+	}{
+		{"truncated", string(disk[:len(disk)-1]), "fledge: app.manifest.json:3: rootfs.url: app.img: truncated: the erofs file system has "},
+		{"no disk", "content", "fledge: app.manifest.json:3: rootfs.url: app.img: no erofs, ext4 or squashfs\n"},
+	} {
+		write(t, "app.img", tt.content)
+		sum := sha256.Sum256([]byte(tt.content))
+		manifest("sha256:" + hex.EncodeToString(sum[:]))
+		if got = run(t, "verify", "app.manifest.json"); got.status != 1 || !strings.HasPrefix(got.stderr, tt.want) {
+			t.Errorf("verify of a %s disk = %+v, want %q", tt.name, got, tt.want)
+		}
 	}
 }
 

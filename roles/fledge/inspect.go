@@ -5,21 +5,23 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"strconv"
 
+	"github.com/volantvm/volant/build/superblock"
 	"github.com/volantvm/volant/initramfs"
 )
 
 type inspectCmd struct {
-	File   string `arg:"" placeholder:"FILE.cpio" help:"The image."`
+	File   string `arg:"" placeholder:"FILE" help:"The archive or disk."`
 	Output string `short:"o" enum:"table,json" default:"table" help:"table or json."`
 }
 
-// inspection is the JSON form of inspect. Its field names are API.
+// inspection is the JSON form of inspect for an archive. Its field names are API.
 type inspection struct {
 	File     string        `json:"file"`
 	Digest   string        `json:"digest"`
@@ -48,6 +50,24 @@ type entryInfo struct {
 	Segment  int    `json:"segment"`
 }
 
+// diskInspection is the JSON form of inspect for a disk. Its field names are API.
+type diskInspection struct {
+	File       string         `json:"file"`
+	Digest     string         `json:"digest"`
+	Size       int64          `json:"size_bytes"`
+	Filesystem filesystemInfo `json:"filesystem"`
+}
+
+type filesystemInfo struct {
+	Type        string `json:"type"`
+	Size        int64  `json:"size_bytes"`
+	BlockSize   int64  `json:"block_size_bytes"`
+	Inodes      uint64 `json:"inodes"`
+	Label       string `json:"label,omitempty"`
+	UUID        string `json:"uuid,omitempty"`
+	Compression string `json:"compression,omitempty"`
+}
+
 func (i *inspectCmd) Run(c *console) error {
 	in, err := inspect(i.File)
 	if err != nil {
@@ -61,12 +81,52 @@ func (i *inspectCmd) Run(c *console) error {
 	return in.table(c.stdout)
 }
 
-func inspect(file string) (*inspection, error) {
+// inspected is what inspect found, as JSON encodes it.
+type inspected interface{ table(io.Writer) error }
+
+// inspect reads a disk, or else an archive.
+func inspect(file string) (inspected, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	s, err := superblock.Read(f, fi.Size())
+	if errors.Is(err, superblock.ErrUnknown) {
+		return inspectArchive(file, f)
+	}
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.New()
+	size, err := io.Copy(sum, f)
+	if err != nil {
+		return nil, err
+	}
+	return &diskInspection{
+		File: file, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Size: size,
+		Filesystem: filesystemInfo{s.Type, s.Size, s.BlockSize, s.Inodes, s.Label, s.UUID, s.Compression},
+	}, nil
+}
+
+func (in *diskInspection) table(w io.Writer) error {
+	bw := bufio.NewWriter(w)
+	fs := in.Filesystem
+	fmt.Fprintf(bw, "type         %s\nsize         %d\nblock size   %d\ninodes       %d\n", fs.Type, fs.Size, fs.BlockSize, fs.Inodes)
+	for _, f := range [...]struct{ name, value string }{{"label", fs.Label}, {"uuid", fs.UUID}, {"compression", fs.Compression}} {
+		if f.value != "" {
+			fmt.Fprintf(bw, "%-12s %s\n", f.name, printable(f.value))
+		}
+	}
+	fmt.Fprintf(bw, "\n%s: %d bytes, %s\n", in.File, in.Size, in.Digest)
+	return bw.Flush()
+}
+
+func inspectArchive(file string, f *os.File) (*inspection, error) {
 	sum := sha256.New()
 	tee := io.TeeReader(f, sum)
 	in := &inspection{File: file, Entries: []entryInfo{}}
