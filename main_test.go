@@ -38,7 +38,7 @@ func arrows() map[string][]string {
 		"roles/fledge":               {"roles/cmdline", "build", "build/*", "initramfs", "client/api"},
 		"client":                     {"client/api", "client/api/stdio"},
 		"client/api":                 {"client/api/stdio"},
-		"client/api/stdio":           {}, // spoken by all three: client, daemon, guest
+		"client/api/stdio":           {},
 		"daemon":                     {"client/api", "client/api/stdio", "guest/wire", "hv", "ipam", "initramfs", "store/row"}, // initramfs: the daemon packs the agent's segment
 		"daemon/httpapi":             {"client/api", "client/api/stdio"},
 		"daemon/httpapi/httpapitest": {"client/api", "client/api/stdio", "daemon/httpapi"},

@@ -28,9 +28,30 @@
 // way by the port's group_fwd_mask. The set is one hash lookup per frame for any number of VMs.
 //
 // Table ip volant has chains for what is routed: masquerading of what leaves the bridge, and a forward chain that lets in from other
-// interfaces only answers and what a destination NAT rule sent here (that is where published ports go), and, with Config.Isolate, nothing
-// from guest to guest through the gateway. A chain of ours cannot accept what another program's chain drops: if the host's own forward policy is drop, its
-// administrator has to allow the bridge there.
+// interfaces only answers and what a destination NAT rule sent here, and, with Config.Isolate, nothing
+// from guest to guest through the gateway.
+//
+// # Published ports
+//
+// Two maps of table ip volant say which guest a host port leads to, one for ports of all the host's addresses and one for those of
+// one address. A packet is looked up in them if it is to an address of the host, whether it comes from another interface, from a guest or
+// from the host itself, 127.0.0.0/8 included; one that passes through is not. The guest sees the client's own address, except that it
+// sees the bridge's where the answer would not come back through the host: from other guests, from itself, and from 127.0.0.0/8. With
+// Config.Isolate a guest reaches another guest's published port no more than that guest.
+//
+// For 127.0.0.0/8 the bridge gets route_localnet, while a port is published there, and a chain before connection tracking that drops
+// what uses such addresses on the bridge. Whoever flushes the host's whole ruleset takes that chain away and leaves the switch, until the next
+// ApplyRules.
+//
+// When a port is no longer published, or leads to another guest, the connections that it led to the old one are removed from the kernel's
+// table; when a UDP port is published, those that went to the host itself before, since for as long as a client goes on sending the rules
+// would not be asked.
+//
+// # What others can do
+//
+// A chain of ours cannot accept what another program's chain drops: if the host's own forward policy is drop, its administrator has to
+// allow the bridge there; packets to published ports pass that hook as "ct status dnat", those of the host itself pass output, and none
+// passes input. Of two programs that translate the same destination, the one whose chain was there first wins.
 //
 // Beside the rules stand permanent ARP entries for the ports on the bridge, so the host finds a guest without asking and no guest can
 // tell it otherwise. Permanent entries for other addresses of the prefix on this bridge are taken for those of VMs that are gone.

@@ -26,10 +26,11 @@ var (
 type feature string
 
 const (
-	featNone     feature = "" // nothing that could be missing
-	featTun      feature = "the kernel has no tap devices: load the module tun; in a container, pass /dev/net/tun"
-	featBridge   feature = "the kernel has no bridges: load the module bridge"
-	featNftables feature = "the kernel lacks nftables for the families ip and bridge, or its NAT: load nf_tables, nft_chain_nat and nft_masq"
+	featNone      feature = "" // nothing that could be missing
+	featTun       feature = "the kernel has no tap devices: load the module tun; in a container, pass /dev/net/tun"
+	featBridge    feature = "the kernel has no bridges: load the module bridge"
+	featNftables  feature = "the kernel lacks nftables for the families ip and bridge, or its NAT: load nf_tables, nft_chain_nat, nft_masq, nft_nat and nft_fib_ipv4"
+	featConntrack feature = "the kernel does not show its connections: load the module nf_conntrack_netlink"
 )
 
 // hint is an error with one sentence on what to do about it, where errno alone would leave the reader guessing.
@@ -69,6 +70,8 @@ func isUnsupported(need feature, err error) bool {
 		errnos = []unix.Errno{unix.EOPNOTSUPP}
 	case featNftables: // ENOENT: our transactions name nothing that they did not make, so it is an unknown expression or chain type
 		errnos = []unix.Errno{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT, unix.ENOENT}
+	case featConntrack: // EINVAL: nfnetlink knows no such subsystem
+		errnos = []unix.Errno{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EINVAL}
 	}
 	for _, errno := range errnos {
 		if errors.Is(err, errno) {

@@ -16,7 +16,7 @@ import (
 // a network namespace of its own, made for it and gone with it, and a test that needs one refuses to run anywhere else.
 const (
 	parentNetnsEnv = "VOLANT_TEST_PARENT_NETNS" // the namespace that must not be ours
-	helperEnv      = "VOLANT_TEST_HELPER"       // which helper process to be, see wan_linux_test.go
+	helperEnv      = "VOLANT_TEST_HELPER"       // which helper process to be, see wan_linux_test.go and peer_linux_test.go
 )
 
 // noNetns says why tests cannot have a namespace; "" means that they have it.
@@ -25,8 +25,11 @@ var noNetns = "not set up by TestMain"
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
-	if os.Getenv(helperEnv) == "wan" {
+	switch os.Getenv(helperEnv) {
+	case "wan":
 		return wanMain()
+	case "peer":
+		return peerMain()
 	}
 	own, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {

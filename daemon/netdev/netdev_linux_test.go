@@ -595,7 +595,8 @@ func TestApplyRules(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	}()
-	web := netdev.Port{Tap: "vltaaaaaaaaaaaa", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, IP: netip.MustParseAddr("192.168.127.2")}
+	web := netdev.Port{Tap: "vltaaaaaaaaaaaa", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, IP: netip.MustParseAddr("192.168.127.2"),
+		Publish: []netdev.Publish{everywhere(8080, 80, "tcp"), on("127.0.0.1", 53, 5353, "udp")}}
 	db := netdev.Port{Tap: "vltbbbbbbbbbbbb", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, IP: netip.MustParseAddr("192.168.127.3")}
 	apply := func(ports ...netdev.Port) error { return n.ApplyRules(t.Context(), ports) }
 
@@ -620,9 +621,21 @@ func TestApplyRules(t *testing.T) {
 	}
 }
 table ip volant {
+	map publish {
+		type inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { tcp . 8080 : 192.168.127.2 . 80 }
+	}
+
+	map publish_on {
+		type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { 127.0.0.1 . udp . 53 : 192.168.127.2 . 5353 }
+	}
+
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		ip saddr 192.168.127.0/24 oifname != "vbr0" masquerade
+		ip saddr 192.168.127.0/24 oifname "vbr0" ct status dnat masquerade
+		ip saddr 127.0.0.0/8 oifname "vbr0" masquerade
 	}
 
 	chain forward {
@@ -631,6 +644,27 @@ table ip volant {
 		iifname != "vbr0" oifname "vbr0" ct state established,related accept
 		iifname != "vbr0" oifname "vbr0" ct status dnat accept
 		iifname != "vbr0" oifname "vbr0" counter drop
+	}
+
+	chain raw {
+		type filter hook prerouting priority raw; policy accept;
+		iifname "vbr0" ip daddr 127.0.0.0/8 drop
+		iifname "vbr0" ip saddr 127.0.0.0/8 drop
+	}
+
+	chain published {
+		dnat ip to ip daddr . meta l4proto . th dport map @publish_on
+		dnat ip to meta l4proto . th dport map @publish
+	}
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump published
+	}
+
+	chain output {
+		type nat hook output priority -100; policy accept;
+		fib daddr type local jump published
 	}
 }
 table inet other {
@@ -664,6 +698,7 @@ table inet other {
 	t.Run("refused", func(t *testing.T) {
 		before := ruleset(t)
 		edit := func(p netdev.Port, f func(*netdev.Port)) netdev.Port { f(&p); return p }
+		publish := func(ps ...netdev.Publish) func(*netdev.Port) { return func(p *netdev.Port) { p.Publish = ps } }
 		for _, tt := range []struct {
 			text  string
 			ports []netdev.Port
@@ -679,6 +714,10 @@ table inet other {
 			{"not an address for a guest", []netdev.Port{edit(web, func(p *netdev.Port) { p.IP = netip.MustParseAddr("192.168.127.1") })}},
 			{"not an address for a guest", []netdev.Port{edit(web, func(p *netdev.Port) { p.IP = netip.MustParseAddr("192.168.128.2") })}},
 			{"not an address for a guest", []netdev.Port{edit(web, func(p *netdev.Port) { p.IP = netip.MustParseAddr("fd00::2") })}},
+			{"publish 127.0.0.1:8080/tcp: 8080/tcp is published for " + web.Tap, []netdev.Port{web, edit(db, publish(on("127.0.0.1", 8080, 1, "tcp")))}},
+			{"publish 53/udp: 127.0.0.1:53/udp is published for " + web.Tap, []netdev.Port{web, edit(db, publish(everywhere(53, 1, "udp")))}},
+			{"publish 80/tcp: 80/tcp is published for " + db.Tap, []netdev.Port{edit(db, publish(everywhere(80, 1, "tcp"), everywhere(80, 2, "tcp")))}},
+			{"neither tcp nor udp", []netdev.Port{edit(db, publish(everywhere(80, 1, "icmp")))}},
 		} {
 			if err := apply(tt.ports...); err == nil || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("ApplyRules(%v) = %v, want %q", tt.ports, err, tt.text)
@@ -700,7 +739,8 @@ func TestManyPorts(t *testing.T) {
 	ip := netip.MustParseAddr("10.0.0.2")
 	for i := range 10000 {
 		id := fmt.Sprintf("vm-%d", i)
-		ports = append(ports, netdev.Port{Tap: netdev.TapName(id), MAC: ipam.MAC(id), IP: ip})
+		ports = append(ports, netdev.Port{Tap: netdev.TapName(id), MAC: ipam.MAC(id), IP: ip,
+			Publish: []netdev.Publish{everywhere(uint16(20000+i), 80, "tcp"), on("10.0.0.1", uint16(20000+i), 53, "udp")}})
 		ip = ip.Next()
 	}
 	start := time.Now()

@@ -128,17 +128,25 @@ func (n *Network) Ensure(ctx context.Context) (Report, error) {
 }
 
 // ApplyRules makes the rules say that exactly these ports exist, in one transaction, and the host's ARP table with them. Taps
-// not named can send nothing.
+// not named can send nothing. Connections to ports that are not published any more end.
 func (n *Network) ApplyRules(ctx context.Context, ports []Port) error {
 	if err := n.checkPorts(ports); err != nil {
 		return err
 	}
 	n.setup.Lock()
 	defer n.setup.Unlock()
+	before, err := published(ctx)
+	if err != nil {
+		return err
+	}
 	if err := n.replaceTables(ctx, ports); err != nil {
 		return err
 	}
-	return explain("ARP table", featNone, n.pinNeighbours(ctx, ports))
+	return errors.Join(
+		explain("set net.ipv4.conf."+n.cfg.Bridge+".route_localnet", featNone, n.setRouteLocalnet(needsLocalnet(ports))),
+		explain("ARP table", featNone, n.pinNeighbours(ctx, ports)),
+		forget(ctx, before, targets(ports)),
+	)
 }
 
 // Teardown removes all that is Volant's: tables, taps, and the bridge if Volant made it. VMs that still run lose their network. What
@@ -150,6 +158,7 @@ func (n *Network) Teardown(ctx context.Context) error {
 	taps, err := n.Taps(ctx)
 	errs := []error{
 		err,
+		explain("close 127.0.0.0/8", featNone, n.setRouteLocalnet(false)), // while the rules still stand
 		n.removeTaps(ctx, taps),
 		explain("ARP table", featNone, n.pinNeighbours(ctx, nil)), // a bridge that is not ours stays
 		n.removeBridge(ctx),

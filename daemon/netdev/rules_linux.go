@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -34,11 +35,12 @@ const (
 	transactionTimeout = 30 * time.Second
 )
 
-// Port says which guest is behind a tap: what it may put into its frames.
+// Port says which guest is behind a tap: what it may put into its frames, and what of it is published.
 type Port struct {
-	Tap string           // interface name, as AddTap returned it
-	MAC net.HardwareAddr // the guest's, not the tap's own
-	IP  netip.Addr
+	Tap     string           // interface name, as AddTap returned it
+	MAC     net.HardwareAddr // the guest's, not the tap's own
+	IP      netip.Addr
+	Publish []Publish
 }
 
 // checkPorts refuses what would open more than the caller meant.
@@ -70,7 +72,7 @@ func (n *Network) checkPorts(ports []Port) error {
 		}
 		taps[p.Tap], macs[mac], ips[p.IP] = true, p.Tap, p.Tap
 	}
-	return nil
+	return checkPublish(ports)
 }
 
 // nftConn opens a netlink socket for one transaction, with a deadline.
@@ -146,8 +148,9 @@ func (n *Network) replaceTables(ctx context.Context, ports []Port) error {
 		if err := guestRules(c, renew(c, bridgeTable()), ports); err != nil {
 			return err
 		}
-		n.routeRules(c, renew(c, ipTable()))
-		return nil
+		t := renew(c, ipTable())
+		n.routeRules(c, t)
+		return n.publishRules(c, t, ports)
 	})
 }
 
@@ -162,11 +165,13 @@ func removeTables(ctx context.Context) error {
 	})
 }
 
-// Offsets into frames, in bytes. Link layer: IEEE 802.3; IPv4: RFC 791; ARP: RFC 826 for Ethernet and IPv4.
+// Offsets into headers, in bytes. Link layer: IEEE 802.3; IPv4: RFC 791; ARP: RFC 826 for Ethernet and IPv4; TCP: RFC 9293; UDP: RFC 768.
 const (
 	linkSource = 6
 	linkType   = 12
 	ipSource   = 12
+	ipDest     = 16
+	portDest   = 2 // of the TCP or UDP header
 	arpHeader  = 0 // hardware type, protocol, address lengths: 6 bytes
 	arpHWAddr  = 8
 	arpIP      = 14
@@ -199,17 +204,12 @@ func guestRules(c *nftables.Conn, t *nftables.Table, ports []Port) error {
 	}
 	// An id of our own, unique in the transaction: the library counts in a variable that it does not lock.
 	set := &nftables.Set{Table: t, ID: 1, Name: portsSet, KeyType: key, Concatenation: true}
-	if err := c.AddSet(set, nil); err != nil {
-		return err
+	elements := make([]nftables.SetElement, len(ports))
+	for i, p := range ports {
+		elements[i].Key = portKey(p)
 	}
-	for first := 0; first < len(ports); first += elementsPerMessage {
-		var elements []nftables.SetElement
-		for _, p := range ports[first:min(first+elementsPerMessage, len(ports))] {
-			elements = append(elements, nftables.SetElement{Key: portKey(p)})
-		}
-		if err := c.SetAddElements(set, elements); err != nil {
-			return err
-		}
+	if err := addSet(c, set, elements); err != nil {
+		return err
 	}
 
 	inPorts := &expr.Lookup{SourceRegister: regTap, SetName: set.Name, SetID: set.ID}
@@ -245,11 +245,26 @@ func guestRules(c *nftables.Conn, t *nftables.Table, ports []Port) error {
 	return nil
 }
 
-// routeRules fills the IPv4 table:
+// addSet adds a set or map with its elements.
+func addSet(c *nftables.Conn, set *nftables.Set, elements []nftables.SetElement) error {
+	if err := c.AddSet(set, nil); err != nil {
+		return err
+	}
+	for part := range slices.Chunk(elements, elementsPerMessage) {
+		if err := c.SetAddElements(set, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// routeRules fills the IPv4 table, but for published ports:
 //
 //	chain postrouting {
 //		type nat hook postrouting priority srcnat
 //		ip saddr PREFIX oifname != BRIDGE masquerade
+//		ip saddr PREFIX oifname BRIDGE ct status dnat masquerade  # else the answer would not come back through the host
+//		ip saddr 127.0.0.0/8 oifname BRIDGE masquerade            # nobody can answer to that
 //	}
 //	chain forward {
 //		type filter hook forward priority filter
@@ -259,19 +274,15 @@ func guestRules(c *nftables.Conn, t *nftables.Table, ports []Port) error {
 //		iifname != BRIDGE oifname BRIDGE counter drop
 //	}
 func (n *Network) routeRules(c *nftables.Conn, t *nftables.Table) {
-	prefix := n.cfg.Prefix.Masked()
-	network := prefix.Addr().As4()
 	postrouting := c.AddChain(&nftables.Chain{Name: "postrouting", Table: t, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
-	c.AddRule(&nftables.Rule{Table: t, Chain: postrouting, Exprs: concat(
-		[]expr.Any{
-			load(expr.PayloadBaseNetworkHeader, ipSource, 4, unix.NFT_REG_1),
-			&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 4, Mask: net.CIDRMask(prefix.Bits(), 32), Xor: make([]byte, 4)},
-			equal(network[:]),
-		},
-		n.iface(expr.MetaKeyOIFNAME, expr.CmpOpNeq),
-		[]expr.Any{&expr.Masq{}},
-	)})
+	for _, who := range [][]expr.Any{
+		concat(addrIn(ipSource, n.cfg.Prefix), n.iface(expr.MetaKeyOIFNAME, expr.CmpOpNeq)),
+		concat(addrIn(ipSource, n.cfg.Prefix), n.iface(expr.MetaKeyOIFNAME, expr.CmpOpEq), ctHas(expr.CtKeySTATUS, ctStatusDNAT)),
+		concat(addrIn(ipSource, loopbackNet()), n.iface(expr.MetaKeyOIFNAME, expr.CmpOpEq)),
+	} {
+		c.AddRule(&nftables.Rule{Table: t, Chain: postrouting, Exprs: concat(who, []expr.Any{&expr.Masq{}})})
+	}
 
 	forward := c.AddChain(&nftables.Chain{Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter})
@@ -324,6 +335,16 @@ func ctHas(key expr.CtKey, bits uint32) []expr.Any {
 		&expr.Ct{Key: key, Register: unix.NFT_REG_1},
 		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: unix.NFT_REG_1, Data: make([]byte, 4)},
+	}
+}
+
+// addrIn matches packets whose address at that offset of the IPv4 header is in the prefix.
+func addrIn(offset uint32, prefix netip.Prefix) []expr.Any {
+	network := prefix.Masked().Addr().As4()
+	return []expr.Any{
+		load(expr.PayloadBaseNetworkHeader, offset, 4, unix.NFT_REG_1),
+		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 4, Mask: net.CIDRMask(prefix.Bits(), 32), Xor: make([]byte, 4)},
+		equal(network[:]),
 	}
 }
 

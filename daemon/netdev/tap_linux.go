@@ -184,6 +184,11 @@ func (n *Network) configureTap(link, bridge netlink.Link) error {
 	if err := netlink.LinkSetBRSlaveGroupFwdMask(link, portGroupFwdMask); err != nil {
 		return fmt.Errorf("set forwarding of link-local groups: %w", err)
 	}
+	// Where bridged frames pass the IPv4 hooks, a guest's connection to its own published port is translated while it is still a frame
+	// on the bridge, which would not send it back where it came from. What a guest broadcasts then comes back to it too, IPv4 and ARP.
+	if err := netlink.LinkSetHairpin(link, bridgeFiltered()); err != nil {
+		return fmt.Errorf("set hairpin: %w", err)
+	}
 	// On every port or on none: an isolated port still reaches one that is not.
 	if err := netlink.LinkSetIsolated(link, n.cfg.Isolate); err != nil {
 		return fmt.Errorf("set port isolation: %w", err)

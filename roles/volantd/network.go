@@ -48,7 +48,7 @@ func (n network) Taps(ctx context.Context) (map[string]string, error) {
 func (n network) ApplyRules(ctx context.Context, ports []daemon.Port) error {
 	out := make([]netdev.Port, len(ports))
 	for i, p := range ports {
-		out[i] = netdev.Port(p)
+		out[i] = netdev.Port{Tap: p.Tap, MAC: p.MAC, IP: p.IP}
 	}
 	return n.Network.ApplyRules(ctx, out)
 }
