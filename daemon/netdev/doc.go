@@ -47,6 +47,9 @@
 // table; when a UDP port is published, those that went to the host itself before, since for as long as a client goes on sending the rules
 // would not be asked.
 //
+// Reserve keeps a port from the host's programs. It does so for as long as the process runs, while rules stay: a program that binds a
+// published port while the daemon is down hears nothing there.
+//
 // # What others can do
 //
 // A chain of ours cannot accept what another program's chain drops: if the host's own forward policy is drop, its administrator has to

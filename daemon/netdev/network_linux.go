@@ -54,6 +54,10 @@ type Network struct {
 	// adding serialises AddTap for the same reason: a tap has no alias for a moment, and a second call for the same VM would take it for
 	// a stranger's. The kernel's own lock serialises creation in any case.
 	adding sync.Mutex
+
+	reserving sync.Mutex
+	// reserved are the sockets that hold published ports, by VM; guarded by reserving. The keys name no guest port.
+	reserved map[string]map[Publish]int
 }
 
 // Report says what Ensure found and changed.
@@ -128,7 +132,8 @@ func (n *Network) Ensure(ctx context.Context) (Report, error) {
 }
 
 // ApplyRules makes the rules say that exactly these ports exist, in one transaction, and the host's ARP table with them. Taps
-// not named can send nothing. Connections to ports that are not published any more end.
+// not named can send nothing. Connections to ports that are not published any more end. It does not look whether the host itself uses a
+// port that is to be published: that is what Reserve is for.
 func (n *Network) ApplyRules(ctx context.Context, ports []Port) error {
 	if err := n.checkPorts(ports); err != nil {
 		return err
@@ -158,6 +163,7 @@ func (n *Network) Teardown(ctx context.Context) error {
 	taps, err := n.Taps(ctx)
 	errs := []error{
 		err,
+		n.releaseAll(),
 		explain("close 127.0.0.0/8", featNone, n.setRouteLocalnet(false)), // while the rules still stand
 		n.removeTaps(ctx, taps),
 		explain("ARP table", featNone, n.pinNeighbours(ctx, nil)), // a bridge that is not ours stays
