@@ -61,6 +61,10 @@ func translate(err error) *api.Error {
 		return api.Errorf(api.CodeExists, "%v", err).WithHint("choose another address, or leave it out to get the lowest free one")
 	case errors.Is(err, ipam.ErrOutside), errors.Is(err, ipam.ErrReserved), errors.Is(err, ipam.ErrFamily):
 		return api.Errorf(api.CodeInvalid, "ip_address: %v", err).WithHint("leave the address out to get the lowest free one")
+	case errors.Is(err, ErrPortInUse):
+		return api.Errorf(api.CodeConflict, "%v", err).WithHint("choose another host port, or end what has this one")
+	case errors.Is(err, ErrNoAddress):
+		return api.Errorf(api.CodeInvalid, "%v", err).WithHint("publish on an address that the host has, or on all by leaving it out")
 	case errors.Is(err, hv.ErrUnavailable):
 		return api.Errorf(api.CodeUnavailable, "%v", err)
 	case errors.Is(err, hv.ErrUnsupported):

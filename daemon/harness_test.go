@@ -339,16 +339,36 @@ func (g *gatedNetwork) ApplyRules(ctx context.Context, ports []Port) error {
 	return g.n.ApplyRules(ctx, ports)
 }
 
+func (g *gatedNetwork) Reserve(ctx context.Context, vm string, publish []Publish) error {
+	if err := g.gate.act(); err != nil {
+		return err
+	}
+	return g.n.Reserve(ctx, vm, publish)
+}
+
+func (g *gatedNetwork) CheckPort(p Publish) error {
+	if err := g.gate.pass(); err != nil {
+		return err
+	}
+	return g.n.CheckPort(p)
+}
+
 // memNetwork is a network in memory.
 type memNetwork struct {
 	mu      sync.Mutex
-	taps    map[string]string // guarded by mu; by VM id
-	rules   []Port            // guarded by mu
-	boots   int               // guarded by mu
-	failing error             // guarded by mu; of AddTap
+	taps    map[string]string    // guarded by mu; by VM id
+	rules   []Port               // guarded by mu
+	kept    map[string][]Publish // guarded by mu; by VM id
+	busy    map[uint16]bool      // guarded by mu; host ports of other programs
+	boots   int                  // guarded by mu
+	failing error                // guarded by mu; of AddTap
 }
 
-func newMemNetwork() *memNetwork { return &memNetwork{taps: make(map[string]string)} }
+func newMemNetwork() *memNetwork {
+	return &memNetwork{taps: make(map[string]string), kept: make(map[string][]Publish), busy: make(map[uint16]bool)}
+}
+
+func (n *memNetwork) Ensure(context.Context) error { return nil }
 
 func (n *memNetwork) AddTap(_ context.Context, vm string) (string, error) {
 	n.mu.Lock()
@@ -381,6 +401,43 @@ func (n *memNetwork) ApplyRules(_ context.Context, ports []Port) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.rules = slices.Clone(ports)
+	return nil
+}
+
+func (n *memNetwork) Reserve(_ context.Context, vm string, publish []Publish) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range publish {
+		if err := n.taken(p, vm); err != nil {
+			return err
+		}
+	}
+	if publish == nil {
+		delete(n.kept, vm)
+		return nil
+	}
+	n.kept[vm] = slices.Clone(publish)
+	return nil
+}
+
+func (n *memNetwork) CheckPort(p Publish) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.taken(p, "")
+}
+
+// taken says who but that VM has the port; the caller holds mu.
+func (n *memNetwork) taken(p Publish, but string) error {
+	if n.busy[p.HostPort] {
+		return fmt.Errorf("publish %d: %w", p.HostPort, ErrPortInUse)
+	}
+	for vm, kept := range n.kept {
+		for _, q := range kept {
+			if vm != but && q.HostPort == p.HostPort && q.Protocol == p.Protocol {
+				return fmt.Errorf("publish %d: %w, by VM %s", p.HostPort, ErrPortInUse, vm)
+			}
+		}
+	}
 	return nil
 }
 

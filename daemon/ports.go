@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net"
 	"net/netip"
@@ -23,15 +24,37 @@ type Network interface {
 	RemoveTap(ctx context.Context, vm string) error
 	// Taps returns the names of all taps that are Volant's, by VM id.
 	Taps(ctx context.Context) (map[string]string, error)
-	// ApplyRules replaces what guests may send by what these ports say.
+	// Reserve makes the host's ports that are kept for a VM these and no others;
+	// none with a nil publish. Nobody else can have them until they are given up
+	// or the process ends. On error the VM keeps what it had; it wraps
+	// ErrPortInUse or ErrNoAddress.
+	Reserve(ctx context.Context, vm string, publish []Publish) error
+	// CheckPort reports whether Reserve could have the port now.
+	CheckPort(p Publish) error
+	// ApplyRules replaces what guests may send, and what of them is published,
+	// by what these ports say. No host port may be there twice.
 	ApplyRules(ctx context.Context, ports []Port) error
 }
 
-// Port says which guest is behind a tap.
+// What Reserve and CheckPort of a Network say.
+var (
+	ErrPortInUse = errors.New("the port is in use on the host")
+	ErrNoAddress = errors.New("the host does not have the address")
+)
+
+// Port says which guest is behind a tap, and what of it is published.
 type Port struct {
-	Tap string
-	MAC net.HardwareAddr
-	IP  netip.Addr
+	Tap     string
+	MAC     net.HardwareAddr
+	IP      netip.Addr
+	Publish []Publish
+}
+
+// Publish is a port of a guest that is reached through the host.
+type Publish struct {
+	HostIP              netip.Addr // IPv4; the zero Addr for all of the host's
+	HostPort, GuestPort uint16
+	Protocol            string // "tcp" or "udp"
 }
 
 // ports is the set of open ports, and orders its way to the kernel: rules are
@@ -50,8 +73,11 @@ func newPorts(n Network) *ports {
 	return &ports{net: n, turn: make(chan struct{}, 1), set: make(map[string]Port)}
 }
 
-// put opens the port of a VM.
+// put opens the port of a VM. If the host's ports that it publishes cannot be had, nothing changes.
 func (p *ports) put(ctx context.Context, vm string, port Port) error {
+	if err := p.net.Reserve(ctx, vm, port.Publish); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	p.set[vm] = port
 	p.want++
@@ -59,7 +85,7 @@ func (p *ports) put(ctx context.Context, vm string, port Port) error {
 	return p.apply(ctx)
 }
 
-// drop closes the port of a VM, if it has one.
+// drop closes the port of a VM, if it has one, and then gives up what was reserved for it.
 func (p *ports) drop(ctx context.Context, vm string) error {
 	p.mu.Lock()
 	_, open := p.set[vm]
@@ -68,19 +94,28 @@ func (p *ports) drop(ctx context.Context, vm string) error {
 		p.want++
 	}
 	p.mu.Unlock()
-	if !open {
-		return nil
+	if open {
+		if err := p.apply(ctx); err != nil {
+			return err
+		}
 	}
-	return p.apply(ctx)
+	return p.net.Reserve(ctx, vm, nil)
 }
 
-// reset makes set the whole set.
-func (p *ports) reset(ctx context.Context, set map[string]Port) error {
+// reset makes set the whole set, for a daemon that finds VMs running. They published their ports before, so that a program which
+// has bound one since hears nothing there: the rules stay, and taken says, by VM, what could not be reserved again.
+func (p *ports) reset(ctx context.Context, set map[string]Port) (taken map[string]error, err error) {
+	taken = make(map[string]error)
+	for vm, port := range set {
+		if err := p.net.Reserve(ctx, vm, port.Publish); err != nil {
+			taken[vm] = err
+		}
+	}
 	p.mu.Lock()
 	p.set = maps.Clone(set)
 	p.want++
 	p.mu.Unlock()
-	return p.apply(ctx)
+	return taken, p.apply(ctx)
 }
 
 // apply brings the set to the kernel. Calls that come while another is at it

@@ -42,8 +42,12 @@ func (d *Daemon) begin(ctx context.Context) error {
 			port.Tap = tap
 			open[active[i].ID] = port
 		}
-		if err := d.ports.reset(ctx, open); err != nil {
+		taken, err := d.ports.reset(ctx, open)
+		if err != nil {
 			return fmt.Errorf("daemon: network: %w", err)
+		}
+		for vm, err := range taken {
+			d.log.Warn("a published port is not kept from other programs", keyVM, vm, keyErr, err)
 		}
 	}
 	if d.cfg.Driver == nil {
