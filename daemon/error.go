@@ -69,6 +69,8 @@ func translate(err error) *api.Error {
 		return api.Errorf(api.CodeUnavailable, "%v", err)
 	case errors.Is(err, hv.ErrUnsupported):
 		return api.Errorf(api.CodeUnsupported, "%v", err)
+	case errors.Is(err, hv.ErrDiskInUse):
+		return api.Errorf(api.CodeConflict, "%v", err).WithHint("stop the VM that uses it first")
 	case errors.Is(err, hv.ErrInvalidSpec):
 		return api.Errorf(api.CodeInvalid, "%v", err)
 	case errors.Is(err, context.DeadlineExceeded):

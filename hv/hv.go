@@ -24,6 +24,9 @@ var (
 	// ErrInvalidSpec says that a Spec cannot be run by this driver (too many
 	// disks, a socket path that is too long, a kernel that is not PVH).
 	ErrInvalidSpec = errors.New("invalid machine")
+	// ErrDiskInUse says that another machine, or program, has a disk in a way
+	// that excludes this use of it. The text names the disk.
+	ErrDiskInUse = errors.New("disk is in use")
 )
 
 // Accel says what executes the guest's instructions.
@@ -85,7 +88,12 @@ type Spec struct {
 	ConsoleLimit int64 // bytes per file; 0 means 1 MiB
 }
 
-// Disk is one raw disk image attached by virtio-blk.
+// Disk is one raw disk image attached by virtio-blk. A driver locks it for the
+// life of the machine: many may have it read-only, or one read-write, and
+// nobody else; Launch fails with ErrDiskInUse where that is not so. What a
+// guest has flushed outlives its VMM, and the host's crash as far as the host's
+// own disk keeps what it was told to. What a guest discards or fills with zeros
+// becomes a hole in the file, where the file system can.
 type Disk struct {
 	Serial   string // virtio serial, <= 20 bytes; the guest finds the disk by it
 	Path     string

@@ -86,7 +86,7 @@ func NewFake() *Fake {
 	return &Fake{
 		caps: hv.Capabilities{
 			Driver: FakeName, Version: "1.0", Binary: "/nonexistent/fake", Accel: hv.AccelTCG, Channel: hv.ChannelSerial,
-			Pause: true, PowerButton: true, MaxVCPUs: 64, MaxDisks: 16, MaxNICs: 4,
+			Pause: true, PowerButton: true, MaxVCPUs: 64, MaxDisks: 19, MaxNICs: 1,
 		},
 		guest:   func(*Machine) Guest { return Guest{} },
 		hooks:   make(map[Op]Hook),
@@ -273,15 +273,15 @@ func (f *Fake) launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := f.add(spec)
+	m, err := f.add(spec)
+	if err != nil {
+		return nil, errors.Join(err, console.Close(), removeFiles(made))
+	}
 	vm := attach(m, console)
 	undo := func(err error) (hv.VM, error) {
 		m.end(hv.Exit{Reason: hv.ExitKilled, Detail: "launch undone"})
 		<-vm.done
-		for _, path := range made {
-			err = errors.Join(err, removeFile(path))
-		}
-		return nil, err
+		return nil, errors.Join(err, removeFiles(made))
 	}
 	if err := vmm.WriteRecord(m.rec); err != nil {
 		return undo(err)
@@ -332,10 +332,21 @@ func (f *Fake) checkSpec(spec *hv.Spec) error {
 	return nil
 }
 
-// add enters a new machine into the table.
-func (f *Fake) add(spec hv.Spec) *Machine {
+// add enters a new machine into the table, unless one has a disk that it
+// cannot share.
+func (f *Fake) add(spec hv.Spec) (*Machine, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, other := range f.machines {
+		if other.gone() {
+			continue
+		}
+		for _, d := range spec.Disks {
+			if slices.ContainsFunc(other.spec.Disks, func(o hv.Disk) bool { return o.Path == d.Path && !(o.ReadOnly && d.ReadOnly) }) {
+				return nil, fmt.Errorf("%w: %s: machine %s has it", hv.ErrDiskInUse, d.Path, other.spec.ID)
+			}
+		}
+	}
 	m := &Machine{host: f, spec: spec, started: time.Now(), over: make(chan struct{}), up: make(chan struct{})}
 	m.state = hv.StateRunning
 	m.rec = hv.Record{
@@ -345,7 +356,7 @@ func (f *Fake) add(spec hv.Spec) *Machine {
 	}
 	f.nextPID++
 	f.machines = append(f.machines, m)
-	return m
+	return m, nil
 }
 
 // Find implements hv.Driver.
@@ -403,9 +414,12 @@ func (f *Fake) enter(ctx context.Context, op Op, id string) error {
 	return ctx.Err()
 }
 
-func removeFile(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+func removeFiles(paths []string) error {
+	var errs []error
+	for _, path := range paths {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

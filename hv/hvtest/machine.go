@@ -90,6 +90,21 @@ func (m *Machine) Print(text string) {
 	}
 }
 
+// OpenDisk opens the file of the disk with that serial, for reading and
+// writing unless the disk is read-only. The caller closes it.
+func (m *Machine) OpenDisk(serial string) (*os.File, error) {
+	for _, d := range m.spec.Disks {
+		switch {
+		case d.Serial != serial:
+		case d.ReadOnly:
+			return os.Open(d.Path)
+		default:
+			return os.OpenFile(d.Path, os.O_RDWR, 0)
+		}
+	}
+	return nil, fmt.Errorf("no disk %q", serial)
+}
+
 func (m *Machine) gone() bool {
 	select {
 	case <-m.over:

@@ -183,13 +183,7 @@ func argv(spec *hv.Spec, f *findings) []string {
 	}
 	for i, d := range spec.Disks {
 		id := "disk" + strconv.Itoa(i)
-		drive := "id=" + id + ",if=none,format=raw,file=" + escape(d.Path)
-		if d.ReadOnly {
-			drive += ",readonly=on"
-		} else {
-			drive += ",discard=unmap" // what the guest trims leaves the file
-		}
-		a = append(a, "-drive", drive, "-device", "virtio-blk-device,drive="+id+",serial="+d.Serial)
+		a = append(a, "-drive", drive(id, d), "-device", "virtio-blk-device,drive="+id+",serial="+d.Serial)
 	}
 	for i, n := range spec.NICs {
 		id := "net" + strconv.Itoa(i)
@@ -201,6 +195,23 @@ func argv(spec *hv.Spec, f *findings) []string {
 		a = append(a, "-initrd", spec.Initramfs)
 	}
 	return append(a, "-append", cmdline(spec, f))
+}
+
+// drive returns the argument for a disk's back end.
+//
+// The host's page cache is used (writeback): it holds a read-only root once for
+// all machines, and O_DIRECT, which goes around it, is refused by tmpfs. The
+// guest's flushes are fdatasync calls. The locks are those of one open file
+// (F_OFD_SETLK of fcntl(2)), and end with the process. Read-only disks are not
+// held against each other.
+func drive(id string, d hv.Disk) string {
+	s := "id=" + id + ",if=none,format=raw,file=" + escape(d.Path) + ",file.locking=on,cache=writeback"
+	if d.ReadOnly {
+		return s + ",readonly=on"
+	}
+	// What the guest trims leaves the file, and zeros do not enter it: disks are
+	// sparse, and stay so.
+	return s + ",discard=unmap,detect-zeroes=unmap"
 }
 
 // driverMonitor is the argument that no other process has: Find knows the

@@ -56,3 +56,21 @@ func TestArgv(t *testing.T) {
 		t.Errorf("channel without a CID = %s, want serial", got)
 	}
 }
+
+func TestLockedDisk(t *testing.T) {
+	tests := []struct{ name, said, path string }{
+		{"write", "qemu-system-x86_64: -device virtio-blk-device,drive=disk0: Failed to get \"write\" lock\nIs another process using the image [/d/a b]x]?", "/d/a b]x"},
+		{"shared write", "qemu-system-x86_64: -drive id=d: Failed to get shared \"write\" lock\nIs another process using the image [/d]?\n", "/d"},
+		{"other", "qemu-system-x86_64: -drive id=d: Could not open '/d': Permission denied", ""},
+		{"no path", "Failed to get \"write\" lock", ""},
+		{"cut", "Failed to get \"write\" lock\nIs another process using the image [/d", ""},
+		{"empty", "", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if path, ok := lockedDisk(test.said); path != test.path || ok != (test.path != "") {
+				t.Errorf("lockedDisk(%q) = %q, %v, want %q", test.said, path, ok, test.path)
+			}
+		})
+	}
+}

@@ -49,12 +49,13 @@ func New(config Config) *Driver { return &Driver{config: config} }
 func (d *Driver) Name() string { return Name }
 
 // Limits of a machine. microvm has 24 virtio-mmio slots; one boot with 24
-// disks hung, 22 devices always came up. Beside the disks and NICs there are
-// the random number device and the agent's port or vsock device.
+// disks hung, 22 devices always came up. Beside the disks and the NIC there are
+// the random number device and the agent's port or vsock device: that leaves 19
+// disks, which are configuration, root, its upper layer, and 16 volumes.
 const (
 	maxVCPUs = 32
-	maxDisks = 16
-	maxNICs  = 4
+	maxDisks = 19
+	maxNICs  = 1
 )
 
 // minMemoryMiB is the least that the smallest known kernel boots with.

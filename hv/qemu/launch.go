@@ -68,12 +68,38 @@ func (d *Driver) launch(ctx context.Context, spec *hv.Spec) (*machine, error) {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx) // what it broke off is of no interest
 	} else if said := strings.TrimSpace(string(vmm.Tail(filepath.Join(spec.Dir, logFile), 1024))); said != "" {
-		err = fmt.Errorf("%w; QEMU said: %q", err, said)
+		if path, locked := lockedDisk(said); locked {
+			err = fmt.Errorf("%w: %s: another machine has it, and one of the two means to write to it", hv.ErrDiskInUse, path)
+		} else {
+			err = fmt.Errorf("%w; QEMU said: %q", err, said)
+		}
 	}
 	if freshConsole {
 		err = errors.Join(err, removeIfThere(spec.ConsoleLog))
 	}
 	return nil, errors.Join(err, undo(spec.Dir, m, proc))
+}
+
+// lockedDisk finds in QEMU's last words the disk that it could not lock. They
+// have been these since version 2.10 (raw_check_lock_bytes in
+// block/file-posix.c), and are not translated:
+//
+//	qemu-system-x86_64: -device virtio-blk-device,drive=disk0: Failed to get "write" lock
+//	Is another process using the image [/path]?
+func lockedDisk(said string) (path string, ok bool) {
+	_, rest, found := strings.Cut(said, "Failed to get ")
+	if !found {
+		return "", false
+	}
+	_, rest, found = strings.Cut(rest, "Is another process using the image [")
+	if !found {
+		return "", false
+	}
+	end := strings.LastIndex(rest, "]?")
+	if end < 0 {
+		return "", false
+	}
+	return rest[:end], true
 }
 
 // start runs QEMU, connects to it and sets the guest going. On error it returns

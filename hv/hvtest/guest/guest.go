@@ -1,26 +1,33 @@
 // Package guest is the agent of the conformance suite's machines: an HTTP
 // handler that does to its own machine what the suite asks. Its program, in
 // the folder init, is the only process of a real machine; the Fake serves the
-// same handler with a scripted Power.
+// same handler with a scripted Machine.
 package guest
 
 import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
-// Power is the machine that the handler runs on.
-type Power interface {
+// Machine is what the handler runs on.
+type Machine interface {
 	PowerOff()
 	Reset()
 	Panic()
 	// Print writes to the console.
 	Print(text string)
+	// OpenDisk opens a disk by its serial: for reading and writing if it can be,
+	// else for reading. The caller closes it.
+	OpenDisk(serial string) (*os.File, error)
 }
 
 // goneTimeout bounds the wait for the caller to have its answer.
@@ -29,13 +36,22 @@ const goneTimeout = 10 * time.Second
 // maxPrint bounds one print, in bytes.
 const maxPrint = 64 << 20
 
+// maxDisk bounds one access to a disk, in bytes.
+const maxDisk = 16 << 20
+
 // Handler serves:
 //
 //	POST /poweroff, /reset, /panic   202, and does so ?after=DURATION, once the caller has closed its stream
 //	POST /print?bytes=N&end=TEXT     writes N bytes in lines, then TEXT, to the console
 //	POST /echo                       answers with the request's body
 //	GET  /ticks                      how many times 10 ms the guest has run
-func Handler(p Power) http.Handler {
+//
+// and, on the disk with ?serial=S from byte ?offset=N on:
+//
+//	GET    /disk?size=N   its bytes
+//	PUT    /disk          writes the request's body, and syncs
+//	DELETE /disk?size=N   discards, and syncs
+func Handler(p Machine) http.Handler {
 	var ticks atomic.Int64
 	go func() {
 		for range time.Tick(10 * time.Millisecond) {
@@ -85,5 +101,69 @@ func Handler(p Power) http.Handler {
 	mux.HandleFunc("GET /ticks", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, ticks.Load())
 	})
+	disk := func(method string, do func(f *os.File, offset, size int64, r *http.Request) ([]byte, error)) {
+		mux.HandleFunc(method+" /disk", func(w http.ResponseWriter, r *http.Request) {
+			offset, err := strconv.ParseInt(r.FormValue("offset"), 10, 64)
+			if err != nil {
+				http.Error(w, "offset", http.StatusBadRequest)
+				return
+			}
+			size, err := strconv.ParseInt(r.FormValue("size"), 10, 64)
+			if err != nil && method != http.MethodPut || size < 0 || size > maxDisk {
+				http.Error(w, "size", http.StatusBadRequest)
+				return
+			}
+			f, err := p.OpenDisk(r.FormValue("serial"))
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusNotFound)
+				return
+			}
+			defer f.Close()
+			b, err := do(f, offset, size, r)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			w.Write(b)
+		})
+	}
+	disk(http.MethodGet, func(f *os.File, offset, size int64, _ *http.Request) ([]byte, error) {
+		b := make([]byte, size)
+		_, err := f.ReadAt(b, offset)
+		return b, err
+	})
+	disk(http.MethodPut, func(f *os.File, offset, _ int64, r *http.Request) ([]byte, error) {
+		b, err := io.ReadAll(io.LimitReader(r.Body, maxDisk))
+		if err != nil {
+			return nil, err
+		}
+		if _, err := f.WriteAt(b, offset); err != nil {
+			return nil, err
+		}
+		return nil, f.Sync()
+	})
+	disk(http.MethodDelete, func(f *os.File, offset, size int64, _ *http.Request) ([]byte, error) {
+		if err := discard(f, offset, size); err != nil {
+			return nil, err
+		}
+		return nil, f.Sync()
+	})
 	return mux
+}
+
+// discard tells a block device to forget bytes (BLKDISCARD of linux/fs.h, as
+// fstrim(8) and mount -o discard end in), and makes a hole in a file.
+func discard(f *os.File, offset, size int64) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.Mode()&os.ModeDevice == 0 {
+		return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, size)
+	}
+	span := [2]uint64{uint64(offset), uint64(size)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&span))); errno != 0 {
+		return fmt.Errorf("BLKDISCARD: %w", errno)
+	}
+	return nil
 }

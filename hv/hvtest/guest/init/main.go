@@ -55,16 +55,37 @@ func guard() error {
 	return nil
 }
 
-type power struct{ console sync.Mutex }
+type machine struct{ console sync.Mutex }
 
-func (*power) PowerOff() { unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
-func (*power) Reset()    { unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }
-func (*power) Panic()    { os.Exit(1) }
+func (*machine) PowerOff() { unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
+func (*machine) Reset()    { unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }
+func (*machine) Panic()    { os.Exit(1) }
 
-func (p *power) Print(text string) {
+func (p *machine) Print(text string) {
 	p.console.Lock()
 	defer p.console.Unlock()
 	os.Stdout.WriteString(text)
+}
+
+// OpenDisk finds the disk in /sys and opens its device.
+func (*machine) OpenDisk(serial string) (*os.File, error) {
+	names, err := filepath.Glob("/sys/block/*/serial")
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil || strings.TrimSpace(string(b)) != serial {
+			continue
+		}
+		dev := "/dev/" + filepath.Base(filepath.Dir(name))
+		f, err := os.OpenFile(dev, os.O_RDWR, 0)
+		if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+			return os.Open(dev)
+		}
+		return f, err
+	}
+	return nil, fmt.Errorf("no disk %q", serial)
 }
 
 // run serves until something fails; it never returns nil.
@@ -77,7 +98,7 @@ func run() error {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
-	p := &power{}
+	p := &machine{}
 	server := &http.Server{Handler: guest.Handler(p)}
 	go func() {
 		if err := button(); err != nil {
