@@ -61,6 +61,7 @@ func arrows() map[string][]string {
 		"build/oci":                  {"client/api"},
 		"build/oci/ocitest":          {"client/api"},
 		"build/superblock":           {},
+		"build/layers":               {},
 		"initramfs":                  {},
 	}
 }
