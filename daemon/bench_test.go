@@ -26,14 +26,14 @@ func (w *world) stored(n int, status api.VMState, desired api.VMDesired) {
 		w.t.Fatal(err)
 	}
 	for i := range n {
-		_, _, err := d.db.CreateVM(context.Background(), row.VM{
+		_, _, err := d.db.CreateVM(context.Background(), row.NewVM{VM: row.VM{
 			VM: api.VM{
 				ID: fmt.Sprintf("aaaaaaa%s", base5(i)), Name: fmt.Sprintf("stored-%d", i), Plugin: "serve", Runtime: "serve", Status: status, Desired: desired,
 				MACAddress: fmt.Sprintf("02:00:00:00:%02x:%02x", i>>8, i&255), VsockCID: uint32(3 + i), CPUCores: 1, MemoryMB: 64,
 				Labels: map[string]string{"tier": "web", "owner": "somebody"},
 			},
-			Manifest: p.Digest, PluginVersion: p.Version,
-		}, d.cfg.Pool.Lowest, api.Event{Type: api.EventVMCreated})
+			PluginVersion: p.Version,
+		}, Manifest: p.Manifest, Blobs: manifestBlobs(&p.Manifest), Lease: d.cfg.Pool.Lowest}, api.Event{Type: api.EventVMCreated})
 		if err != nil {
 			w.t.Fatal(err)
 		}

@@ -24,7 +24,7 @@ import (
 // Store is what the daemon needs to remember. *store.Store is one; its methods
 // are documented there. Errors are those of package row.
 type Store interface {
-	CreateVM(ctx context.Context, vm row.VM, lease func(taken []netip.Addr) (netip.Addr, error), ev api.Event) (row.VM, api.Event, error)
+	CreateVM(ctx context.Context, vm row.NewVM, ev api.Event) (row.VM, api.Event, error)
 	ChangeVM(ctx context.Context, id string, change func(vm *row.VM) ([]api.Event, error)) (row.VM, []api.Event, error)
 	DeleteVM(ctx context.Context, id string, ev api.Event) (api.Event, error)
 	VM(ctx context.Context, nameOrID string) (row.VM, error)
@@ -46,6 +46,22 @@ type Store interface {
 	RemoveKernel(ctx context.Context, name string, ev api.Event) (api.Event, error)
 	Kernel(ctx context.Context, name string) (api.Kernel, error)
 	Kernels(ctx context.Context) ([]api.Kernel, error)
+
+	PutImage(ctx context.Context, img row.Image, references []string, ev api.Event) (row.Image, []api.Event, error)
+	TagImage(ctx context.Context, id, reference string, ev api.Event) (row.Image, []api.Event, error)
+	RemoveImage(ctx context.Context, id string, references []string, ev api.Event) (img row.Image, removed bool, evs []api.Event, err error)
+	Image(ctx context.Context, id string) (row.Image, error)
+	ImageByReference(ctx context.Context, reference string) (row.Image, error)
+	ImageIDs(ctx context.Context, prefix string, limit int) ([]string, error)
+	Images(ctx context.Context) ([]row.Image, error)
+
+	CreateVolume(ctx context.Context, v api.Volume, ev api.Event) (row.Volume, []api.Event, error)
+	VolumeReady(ctx context.Context, name string) error
+	ClaimVolumes(ctx context.Context, vm string, mounts []api.VolumeMount, ev api.Event) ([]row.Volume, []api.Event, error)
+	CondemnVolume(ctx context.Context, name string) error
+	RemoveVolume(ctx context.Context, name string, ev api.Event) (api.Event, error)
+	Volume(ctx context.Context, name string) (row.Volume, error)
+	Volumes(ctx context.Context) ([]row.Volume, error)
 
 	BlobRefs(ctx context.Context) ([]string, error)
 	Events(ctx context.Context, f api.EventFilter, limit int) ([]api.Event, error)

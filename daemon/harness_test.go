@@ -239,11 +239,11 @@ func (s *gatedStore) write() error {
 	return nil
 }
 
-func (s *gatedStore) CreateVM(ctx context.Context, vm row.VM, lease func([]netip.Addr) (netip.Addr, error), ev api.Event) (row.VM, api.Event, error) {
+func (s *gatedStore) CreateVM(ctx context.Context, vm row.NewVM, ev api.Event) (row.VM, api.Event, error) {
 	if err := s.write(); err != nil {
 		return row.VM{}, api.Event{}, err
 	}
-	return s.Store.CreateVM(ctx, vm, lease, ev)
+	return s.Store.CreateVM(ctx, vm, ev)
 }
 
 func (s *gatedStore) ChangeVM(ctx context.Context, id string, change func(*row.VM) ([]api.Event, error)) (row.VM, []api.Event, error) {

@@ -44,28 +44,28 @@ func (d *Daemon) CreateVM(ctx context.Context, req api.VMCreate) (api.VM, error)
 	if err != nil {
 		return api.VM{}, d.publicError("create VM", err)
 	}
-	lease, err := d.lease(&vm, req.IPAddress)
+	vm.Lease, err = d.lease(&vm.VM, req.IPAddress)
 	if err != nil {
 		return api.VM{}, d.publicError("create VM", err)
 	}
 	// Ids, MACs and CIDs are hashes of random bits; should one be taken, the
 	// next id has others.
 	for try := 0; ; try++ {
-		vm.ID = newID()
-		if vm.VsockCID, err = ipam.CID(vm.ID, nil); err != nil {
+		vm.VM.ID = newID()
+		if vm.VM.VsockCID, err = ipam.CID(vm.VM.ID, nil); err != nil {
 			return api.VM{}, d.publicError("create VM", err)
 		}
-		if !vm.Vsock {
-			vm.MACAddress = ipam.MAC(vm.ID).String()
+		if !vm.VM.Vsock {
+			vm.VM.MACAddress = ipam.MAC(vm.VM.ID).String()
 		}
-		created, _, err := d.store.CreateVM(ctx, vm, lease, api.Event{Type: api.EventVMCreated})
+		created, _, err := d.store.CreateVM(ctx, vm, api.Event{Type: api.EventVMCreated})
 		var exists *row.ExistsError
 		if errors.As(err, &exists) && try < 3 && slices.Contains([]string{"vms.id", "vms.mac", "vms.cid"}, exists.Column) {
 			continue
 		}
 		switch {
 		case errors.As(err, &exists) && exists.Column == "vms.name":
-			return api.VM{}, api.Errorf(api.CodeExists, "a VM named %s exists", vm.Name).WithHint("choose another name, or delete it: volar vms delete %s", vm.Name)
+			return api.VM{}, api.Errorf(api.CodeExists, "a VM named %s exists", req.Name).WithHint("choose another name, or delete it: volar vms delete %s", req.Name)
 		case errors.Is(err, row.ErrInUse): // the plugin was removed just now
 			return api.VM{}, api.Errorf(api.CodeNotFound, "there is no plugin %q", req.Plugin)
 		case err != nil:
@@ -80,31 +80,31 @@ func (d *Daemon) CreateVM(ctx context.Context, req api.VMCreate) (api.VM, error)
 }
 
 // newVM checks req and makes the row of it, without identity and address.
-func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.VM, error) {
+func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error) {
 	if err := api.ValidateName("VM", req.Name); err != nil {
-		return row.VM{}, err
+		return row.NewVM{}, err
 	}
 	if err := api.ValidateEnv("env", req.Env); err != nil {
-		return row.VM{}, err
+		return row.NewVM{}, err
 	}
 	if err := api.ValidateLabels("labels", req.Labels); err != nil {
-		return row.VM{}, err
+		return row.NewVM{}, err
 	}
 	if _, err := kernelParameters(req.KernelCmdline); err != nil {
-		return row.VM{}, err
+		return row.NewVM{}, err
 	}
 	if req.Plugin == "" {
-		return row.VM{}, api.Errorf(api.CodeInvalid, "plugin: is missing").WithHint("volar plugins list shows what is installed")
+		return row.NewVM{}, api.Errorf(api.CodeInvalid, "plugin: is missing").WithHint("volar plugins list shows what is installed")
 	}
 	p, err := d.plugin(ctx, req.Plugin)
 	if err != nil {
-		return row.VM{}, err
+		return row.NewVM{}, err
 	}
 	if !p.Enabled {
-		return row.VM{}, api.Errorf(api.CodeConflict, "plugin %s is disabled", p.Name).WithHint("volar plugins enable %s", p.Name)
+		return row.NewVM{}, api.Errorf(api.CodeConflict, "plugin %s is disabled", p.Name).WithHint("volar plugins enable %s", p.Name)
 	}
 	if req.Runtime != "" && req.Runtime != p.Runtime {
-		return row.VM{}, api.Errorf(api.CodeInvalid, "runtime: is %.80q, but plugin %s has %s", req.Runtime, p.Name, p.Runtime)
+		return row.NewVM{}, api.Errorf(api.CodeInvalid, "runtime: is %.80q, but plugin %s has %s", req.Runtime, p.Name, p.Runtime)
 	}
 	res := p.Manifest.Resources
 	if req.CPUCores != 0 {
@@ -114,7 +114,7 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.VM, error) {
 		res.MemoryMB = req.MemoryMB
 	}
 	if err := api.ValidateResources("VM", res); err != nil {
-		return row.VM{}, err
+		return row.NewVM{}, err
 	}
 	kernel := req.Kernel
 	if kernel == "" {
@@ -122,7 +122,7 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.VM, error) {
 	}
 	if kernel != "" || !req.Stopped {
 		if _, err := d.kernel(ctx, kernel); err != nil {
-			return row.VM{}, err
+			return row.NewVM{}, err
 		}
 	}
 
@@ -133,13 +133,13 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.VM, error) {
 			CPUCores: res.CPUCores, MemoryMB: res.MemoryMB, KernelCmdline: req.KernelCmdline, Kernel: kernel,
 			Labels: mergeLabels(p.Manifest.Labels, req.Labels),
 		},
-		Manifest: p.Digest, PluginVersion: p.Version, WantKernel: kernel, Env: req.Env, AcceptedAt: now,
+		PluginVersion: p.Version, WantKernel: kernel, Env: req.Env, AcceptedAt: now,
 		Vsock: p.Manifest.Network != nil && p.Manifest.Network.Mode == api.NetworkVsock,
 	}
 	if req.Stopped {
 		vm.Status, vm.Desired = api.VMStopped, api.DesiredStopped
 	}
-	return vm, nil
+	return row.NewVM{VM: vm, Manifest: p.Manifest, Blobs: manifestBlobs(&p.Manifest)}, nil
 }
 
 func mergeLabels(under, over map[string]string) map[string]string {

@@ -21,7 +21,7 @@ func BenchmarkStore(b *testing.B) {
 				next++
 				vm := newVM(p, next)
 				vm.ID += "-new"
-				if _, _, err := s.CreateVM(ctx, vm, nth, api.Event{Type: api.EventVMCreated}); err != nil {
+				if _, _, err := s.CreateVM(ctx, ofPlugin(p, vm, nth), api.Event{Type: api.EventVMCreated}); err != nil {
 					b.Fatal(err)
 				}
 				b.StopTimer()

@@ -18,19 +18,11 @@ import (
 // the manifest names. The times are filled in. Putting what is already there
 // changes nothing and tells of nothing.
 func (s *Store) PutPlugin(ctx context.Context, p api.Plugin, blobs []string, ev api.Event) (row.Plugin, []api.Event, error) {
-	body, err := json.Marshal(p.Manifest)
+	m, err := encodeManifest(&p.Manifest, blobs)
 	if err != nil {
 		return row.Plugin{}, nil, fmt.Errorf("put plugin %s: %w", p.Name, err)
 	}
-	sum := sha256.Sum256(body)
-	out := row.Plugin{Plugin: p, Digest: "sha256:" + hex.EncodeToString(sum[:])}
-	if blobs == nil {
-		blobs = []string{}
-	}
-	blobList, err := json.Marshal(blobs)
-	if err != nil {
-		return row.Plugin{}, nil, fmt.Errorf("put plugin %s: %w", p.Name, err)
-	}
+	out := row.Plugin{Plugin: p, Digest: m.digest}
 	var evs []api.Event
 	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		evs = nil
@@ -48,8 +40,7 @@ func (s *Store) PutPlugin(ctx context.Context, p api.Plugin, blobs []string, ev 
 		if found {
 			out.InstalledAt = old.InstalledAt
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO manifests (digest, body, blobs_json) VALUES (?, ?, ?)
-			ON CONFLICT (digest) DO NOTHING`, out.Digest, string(body), string(blobList)); err != nil {
+		if _, err := tx.StmtContext(ctx, s.stmts.insertManifest).Exec(m.digest, m.body, m.blobs); err != nil {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO plugins (name, version, runtime, enabled, manifest, installed_at, updated_at)
@@ -73,6 +64,29 @@ func (s *Store) PutPlugin(ctx context.Context, p api.Plugin, blobs []string, ev 
 		return row.Plugin{}, nil, fmt.Errorf("put plugin %s: %w", p.Name, err)
 	}
 	return out, evs, nil
+}
+
+// insertManifest adds a manifest unless it is there.
+const insertManifest = `INSERT INTO manifests (digest, body, blobs_json) VALUES (?, ?, ?) ON CONFLICT (digest) DO NOTHING`
+
+// encodedManifest is a manifest as its row has it.
+type encodedManifest struct{ digest, body, blobs string }
+
+// encodeManifest makes the row of a manifest that names these blobs.
+func encodeManifest(m *api.Manifest, blobs []string) (encodedManifest, error) {
+	body, err := json.Marshal(m)
+	if err != nil {
+		return encodedManifest{}, err
+	}
+	if blobs == nil {
+		blobs = []string{}
+	}
+	list, err := json.Marshal(blobs)
+	if err != nil {
+		return encodedManifest{}, err
+	}
+	sum := sha256.Sum256(body)
+	return encodedManifest{digest: "sha256:" + hex.EncodeToString(sum[:]), body: string(body), blobs: string(list)}, nil
 }
 
 const selectPlugin = `SELECT p.name, p.version, p.runtime, p.enabled, p.manifest, p.installed_at, p.updated_at, m.body

@@ -10,6 +10,7 @@ import (
 type statements struct {
 	vmByID, insertVM, updateVM, deleteVM *sql.Stmt
 	leases, insertLease                  *sql.Stmt
+	insertManifest                       *sql.Stmt
 	insertEvent                          *sql.Stmt
 }
 
@@ -24,6 +25,7 @@ func (s *Store) prepare(ctx context.Context) error {
 		{&s.stmts.deleteVM, `DELETE FROM vms WHERE id = ?`},
 		{&s.stmts.leases, `SELECT address FROM leases`},
 		{&s.stmts.insertLease, `INSERT INTO leases (address, vm) VALUES (?, ?)`},
+		{&s.stmts.insertManifest, insertManifest},
 		{&s.stmts.insertEvent, insertEvent},
 	} {
 		stmt, err := s.w.PrepareContext(ctx, p.text)
@@ -37,7 +39,7 @@ func (s *Store) prepare(ctx context.Context) error {
 
 func (st *statements) close() {
 	for _, stmt := range []*sql.Stmt{
-		st.vmByID, st.insertVM, st.updateVM, st.deleteVM, st.leases, st.insertLease, st.insertEvent,
+		st.vmByID, st.insertVM, st.updateVM, st.deleteVM, st.leases, st.insertLease, st.insertManifest, st.insertEvent,
 	} {
 		if stmt != nil {
 			stmt.Close() //nolint:errcheck // closing the database, which follows, tells of trouble

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -78,9 +79,14 @@ func nth(taken []netip.Addr) (netip.Addr, error) {
 	return netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), nil
 }
 
-func createVM(t testing.TB, s *Store, vm row.VM) row.VM {
+// ofPlugin makes what CreateVM takes of a VM made from p.
+func ofPlugin(p row.Plugin, vm row.VM, lease func([]netip.Addr) (netip.Addr, error)) row.NewVM {
+	return row.NewVM{VM: vm, Manifest: p.Manifest, Blobs: []string{helloBlob}, Lease: lease}
+}
+
+func createVM(t testing.TB, s *Store, p row.Plugin, vm row.VM) row.VM {
 	t.Helper()
-	vm, _, err := s.CreateVM(context.Background(), vm, nth, api.Event{Type: api.EventVMCreated})
+	vm, _, err := s.CreateVM(context.Background(), ofPlugin(p, vm, nth), api.Event{Type: api.EventVMCreated})
 	if err != nil {
 		t.Fatalf("CreateVM: %v", err)
 	}
@@ -95,7 +101,8 @@ func TestVMRoundTrip(t *testing.T) {
 	want := newVM(p, 1)
 	want.Env = map[string]string{"KEY": "värde"}
 	want.WantKernel, want.Vsock = "generic", true
-	want = createVM(t, s, want)
+	want.AutoRemove, want.TTY, want.Stdin = true, true, true
+	want = createVM(t, s, p, want)
 
 	started := time.Unix(5, 7).UTC()
 	want, _, err := s.ChangeVM(ctx, want.ID, func(vm *row.VM) ([]api.Event, error) {
@@ -136,7 +143,7 @@ func TestCreateVMConstraints(t *testing.T) {
 	ctx := context.Background()
 	s := newStore(t)
 	p := putPlugin(t, s, "hello", "1")
-	createVM(t, s, newVM(p, 1))
+	createVM(t, s, p, newVM(p, 1))
 	before, _ := s.LastEvent(ctx)
 
 	errLease := errors.New("none left")
@@ -161,7 +168,7 @@ func TestCreateVMConstraints(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			vm := newVM(p, 2)
 			tc.alter(&vm)
-			_, _, err := s.CreateVM(ctx, vm, tc.lease, api.Event{Type: api.EventVMCreated})
+			_, _, err := s.CreateVM(ctx, ofPlugin(p, vm, tc.lease), api.Event{Type: api.EventVMCreated})
 			var exists *row.ExistsError
 			if tc.column != "" && (!errors.As(err, &exists) || exists.Column != tc.column || !errors.Is(err, row.ErrExists)) {
 				t.Errorf("CreateVM = %v, want a taken %s", err, tc.column)
@@ -178,7 +185,7 @@ func TestCreateVMConstraints(t *testing.T) {
 		t.Errorf("refused creations wrote events %d to %d", before+1, after)
 	}
 	// The refused ones left no lease behind.
-	if vm := createVM(t, s, newVM(p, 3)); vm.IPAddress != "10.0.0.1" {
+	if vm := createVM(t, s, p, newVM(p, 3)); vm.IPAddress != "10.0.0.1" {
 		t.Errorf("next address = %s, want 10.0.0.1", vm.IPAddress)
 	}
 }
@@ -190,7 +197,7 @@ func TestVsockVMsDoNotCollide(t *testing.T) {
 	for n := range 3 {
 		vm := newVM(p, n)
 		vm.MACAddress, vm.Vsock = "", true
-		if _, _, err := s.CreateVM(context.Background(), vm, nil, api.Event{Type: api.EventVMCreated}); err != nil {
+		if _, _, err := s.CreateVM(context.Background(), ofPlugin(p, vm, nil), api.Event{Type: api.EventVMCreated}); err != nil {
 			t.Fatalf("CreateVM %d: %v", n, err)
 		}
 	}
@@ -201,7 +208,7 @@ func TestChangeVM(t *testing.T) {
 	commits := 0
 	s := open(t, filepath.Join(t.TempDir(), "db"), Options{AfterCommit: func(n int) { commits = n }})
 	p := putPlugin(t, s, "hello", "1")
-	vm := createVM(t, s, newVM(p, 1))
+	vm := createVM(t, s, p, newVM(p, 1))
 	base := commits
 
 	t.Run("unchanged writes nothing", func(t *testing.T) {
@@ -248,7 +255,7 @@ func TestDeleteVMFreesEverything(t *testing.T) {
 	ctx := context.Background()
 	s := newStore(t)
 	p := putPlugin(t, s, "hello", "1")
-	vm := createVM(t, s, newVM(p, 1))
+	vm := createVM(t, s, p, newVM(p, 1))
 	putPlugin(t, s, "hello", "2") // the VM alone refers to manifest 1 now
 	if _, err := s.Manifest(ctx, vm.Manifest); err != nil {
 		t.Fatalf("manifest of a VM after an upgrade: %v", err)
@@ -269,7 +276,7 @@ func TestDeleteVMFreesEverything(t *testing.T) {
 		t.Errorf("second delete = %v, want not found", err)
 	}
 	again := newVM(row.Plugin{Plugin: p.Plugin, Digest: mustPlugin(t, s, "hello").Digest}, 1)
-	if vm := createVM(t, s, again); vm.IPAddress != "10.0.0.0" {
+	if vm := createVM(t, s, p, again); vm.IPAddress != "10.0.0.0" {
 		t.Errorf("address after delete = %s, want the freed 10.0.0.0", vm.IPAddress)
 	}
 }
@@ -295,7 +302,7 @@ func TestVMs(t *testing.T) {
 		if n >= 4 {
 			vm.Status, vm.Desired = api.VMStopped, api.DesiredStopped
 		}
-		createVM(t, s, vm)
+		createVM(t, s, p, vm)
 	}
 	for _, tc := range []struct {
 		name  string
@@ -352,10 +359,10 @@ func names(vms []row.VM) string {
 func TestVMNameBeforeID(t *testing.T) {
 	s := newStore(t)
 	p := putPlugin(t, s, "hello", "1")
-	createVM(t, s, newVM(p, 1))
+	createVM(t, s, p, newVM(p, 1))
 	odd := newVM(p, 2)
 	odd.Name = "id1"
-	createVM(t, s, odd)
+	createVM(t, s, p, odd)
 	vm, err := s.VM(context.Background(), "id1")
 	if err != nil || vm.ID != "id2" {
 		t.Errorf("VM(id1) = %s, %v; want id2", vm.ID, err)
@@ -386,7 +393,7 @@ func TestPlugins(t *testing.T) {
 	if _, evs, err = s.EnablePlugin(ctx, "hello", false, off); err != nil || len(evs) != 0 {
 		t.Errorf("EnablePlugin again = %v, %v; want no event", evs, err)
 	}
-	vm := createVM(t, s, newVM(second, 1))
+	vm := createVM(t, s, p, newVM(second, 1))
 	gone := api.Event{Type: api.EventPluginRemoved}
 	if _, err := s.RemovePlugin(ctx, "hello", gone); !errors.Is(err, row.ErrInUse) {
 		t.Errorf("RemovePlugin in use = %v, want in use", err)
@@ -447,9 +454,10 @@ func TestKernels(t *testing.T) {
 	if err != nil || len(ks) != 2 || ks[0].Default || !ks[1].Default {
 		t.Errorf("Kernels = %+v, %v", ks, err)
 	}
-	vm := newVM(putPlugin(t, s, "hello", "1"), 1)
+	p := putPlugin(t, s, "hello", "1")
+	vm := newVM(p, 1)
 	vm.WantKernel = "generic"
-	createVM(t, s, vm)
+	createVM(t, s, p, vm)
 	if _, err := s.RemoveKernel(ctx, "generic", api.Event{Type: api.EventKernelRemoved}); !errors.Is(err, row.ErrInUse) {
 		t.Errorf("RemoveKernel wanted = %v, want in use", err)
 	}
@@ -463,7 +471,7 @@ func TestEvents(t *testing.T) {
 	s := newStore(t)
 	p := putPlugin(t, s, "hello", "1") // seq 1
 	for n := range 5 {
-		createVM(t, s, newVM(p, n)) // 2 to 6
+		createVM(t, s, p, newVM(p, n)) // 2 to 6
 	}
 	seqs := func(f api.EventFilter, limit int) string {
 		t.Helper()
@@ -503,7 +511,7 @@ func TestEvents(t *testing.T) {
 	if n, err := s.PruneEvents(ctx, 0); err != nil || n != 1 {
 		t.Errorf("PruneEvents(0) = %d, %v; want 1, the newest stays", n, err)
 	}
-	createVM(t, s, newVM(p, 9))
+	createVM(t, s, p, newVM(p, 9))
 	if got := seqs(api.EventFilter{}, 9); got != "6 7" {
 		t.Errorf("after pruning = %q, want the numbers to go on", got)
 	}
@@ -515,7 +523,8 @@ func TestReopen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	createVM(t, s, newVM(putPlugin(t, s, "hello", "1"), 1))
+	p := putPlugin(t, s, "hello", "1")
+	createVM(t, s, p, newVM(p, 1))
 	// No Close: as a killed process leaves it, with a log to be replayed.
 	again := open(t, path, Options{})
 	if _, err := again.VM(context.Background(), "vm1"); err != nil {
@@ -546,6 +555,93 @@ func TestMigrations(t *testing.T) {
 	if _, err := s.r.Exec(`DELETE FROM events`); err == nil {
 		t.Error("a reading connection could write")
 	}
+}
+
+// A database as version 1 left it keeps all that it has.
+func TestMigrateImages(t *testing.T) {
+	ctx := context.Background()
+	path := filepath.Join(t.TempDir(), "state.db")
+	raw, err := driver.Open(dsn(path, "journal_mode(wal)"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ms, err := migrations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{
+		ms[0].sql, `PRAGMA user_version = 1`,
+		`INSERT INTO manifests VALUES ('sha256:m', '{"name":"hello","version":"1","resources":{"cpu_cores":1,"memory_mb":128}}', '["` + helloBlob + `"]')`,
+		`INSERT INTO plugins VALUES ('hello', '1', 'hello', 1, 'sha256:m', 5, 6)`,
+		`INSERT INTO vms VALUES ('a', 'web', 'hello', '1', 'hello', 'sha256:m', 'running', 'running', '', 1, 1, 0, '02:00:00:00:00:01', 7, 2, 256,
+			'quiet', 'generic', 'generic', 'qemu', 'tcg', 99, 3, 0, 1, 'boot', 'x.img', 11, 12, 13, 14, '{"labels":{"tier":"web"},"env":{"A":"b"},"stop":{}}')`,
+		`INSERT INTO vms VALUES ('b', 'mute', 'hello', '1', 'hello', 'sha256:m', 'stopped', 'stopped', 'why', 0, 0, 1, NULL, 8, 1, 128,
+			'', '', '', '', '', 0, 0, 0, 0, '', '', 11, 12, 13, 0, '{"stop":{}}')`,
+		`INSERT INTO leases VALUES ('10.0.0.2', 'a')`,
+		`INSERT INTO kernels VALUES ('generic', '6.12', 'sha256:k', 5, '', 1, 9)`,
+		`INSERT INTO events VALUES (41, 1, 'VM_CREATED', 'web', 'a', 'pending', '10.0.0.2', 0, '')`,
+	} {
+		if _, err := raw.Exec(q); err != nil {
+			t.Fatalf("%s: %v", q, err)
+		}
+	}
+	if err := raw.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	s := open(t, path, Options{})
+	started := time.Unix(0, 14).UTC()
+	want := row.VM{
+		VM: api.VM{
+			ID: "a", Name: "web", Plugin: "hello", Runtime: "hello", Status: api.VMRunning, Desired: api.DesiredRunning, AgentUp: true, Healthy: true,
+			IPAddress: "10.0.0.2", MACAddress: "02:00:00:00:00:01", VsockCID: 7, CPUCores: 2, MemoryMB: 256, KernelCmdline: "quiet", Kernel: "generic",
+			Hypervisor: "qemu", Accel: "tcg", PID: 99, Incarnation: 3, Labels: map[string]string{"tier": "web"},
+			CreatedAt: time.Unix(0, 11).UTC(), UpdatedAt: time.Unix(0, 12).UTC(), StartedAt: &started,
+		},
+		Manifest: "sha256:m", PluginVersion: "1", WantKernel: "generic", Env: map[string]string{"A": "b"}, Restarts: 1,
+		AcceptedAt: time.Unix(0, 13).UTC(), BootID: "boot", Initramfs: "x.img",
+	}
+	if got, err := s.VM(ctx, "web"); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("VM = %+v, %v\nwant %+v", got, err, want)
+	}
+	if got, err := s.VM(ctx, "mute"); err != nil || got.IPAddress != "" || got.Reason != "why" || !got.Vsock {
+		t.Errorf("VM = %+v, %v; want it as it was", got, err)
+	}
+	if p := mustPlugin(t, s, "hello"); p.Manifest.Name != "hello" {
+		t.Errorf("plugin %+v", p)
+	}
+	refs, err := s.BlobRefs(ctx)
+	if slices.Sort(refs); err != nil || !slices.Equal(refs, []string{helloBlob, "sha256:k"}) {
+		t.Errorf("blob references %v, %v", refs, err)
+	}
+	if seq, err := s.LastEvent(ctx); err != nil || seq != 41 {
+		t.Errorf("last event %d, %v; want 41", seq, err)
+	}
+	// The constraints are those of the new tables.
+	if bad := valueOf(t, s.w, `SELECT count(*) FROM pragma_foreign_key_check`); bad != "0" {
+		t.Errorf("%s rows refer to nothing", bad)
+	}
+	if _, err := s.RemovePlugin(ctx, "hello", api.Event{}); !errors.Is(err, row.ErrInUse) {
+		t.Errorf("RemovePlugin of one in use: %v, want in use", err)
+	}
+	if _, err := s.DeleteVM(ctx, "a", api.Event{Type: api.EventVMDeleted}); err != nil {
+		t.Fatal(err)
+	}
+	if n := valueOf(t, s.w, `SELECT count(*) FROM leases`); n != "0" {
+		t.Errorf("%s leases after their VM's deletion, want none", n)
+	}
+	if plan := explain(t, s.r, `SELECT id FROM vms WHERE NOT (desired = 'stopped' AND status IN ('stopped', 'crashed', 'failed')) AND id > ?`); !strings.Contains(plan, "vms_active") {
+		t.Errorf("the index of active VMs is not used: %s", plan)
+	}
+}
+
+// valueOf returns the one value that q selects.
+func valueOf(t *testing.T, db *sql.DB, q string) (value string) {
+	t.Helper()
+	if err := db.QueryRow(q).Scan(&value); err != nil {
+		t.Fatalf("%s: %v", q, err)
+	}
+	return value
 }
 
 // A migration that fails leaves the version and the schema as they were.
@@ -617,7 +713,7 @@ func TestOpenRefuses(t *testing.T) {
 		}
 		p := putPlugin(t, s, "hello", "1")
 		for n := range 50 {
-			createVM(t, s, newVM(p, n))
+			createVM(t, s, p, newVM(p, n))
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
@@ -649,7 +745,7 @@ func TestDiskFull(t *testing.T) {
 	ctx := context.Background()
 	s := newStore(t)
 	p := putPlugin(t, s, "hello", "1")
-	createVM(t, s, newVM(p, 0))
+	createVM(t, s, p, newVM(p, 0))
 	var pages int
 	if err := s.w.QueryRow(`PRAGMA page_count`).Scan(&pages); err != nil {
 		t.Fatal(err)
@@ -659,7 +755,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	big := newVM(p, 1)
 	big.Labels = map[string]string{"big": strings.Repeat("x", 64<<10)}
-	_, _, err := s.CreateVM(ctx, big, nth, api.Event{Type: api.EventVMCreated})
+	_, _, err := s.CreateVM(ctx, ofPlugin(p, big, nth), api.Event{Type: api.EventVMCreated})
 	if !errors.Is(err, row.ErrFull) {
 		t.Fatalf("CreateVM on a full disk = %v, want full", err)
 	}
@@ -669,7 +765,7 @@ func TestDiskFull(t *testing.T) {
 	if _, err := s.w.Exec(`PRAGMA max_page_count = 1000000`); err != nil {
 		t.Fatal(err)
 	}
-	createVM(t, s, big)
+	createVM(t, s, p, big)
 }
 
 func TestConcurrentUse(t *testing.T) {
@@ -681,7 +777,7 @@ func TestConcurrentUse(t *testing.T) {
 	for w := range writers {
 		wg.Go(func() {
 			for i := range each {
-				vm, _, err := s.CreateVM(ctx, newVM(p, w*each+i), nth, api.Event{Type: api.EventVMCreated})
+				vm, _, err := s.CreateVM(ctx, ofPlugin(p, newVM(p, w*each+i), nth), api.Event{Type: api.EventVMCreated})
 				if err != nil {
 					t.Errorf("CreateVM: %v", err)
 					return
@@ -733,14 +829,14 @@ func TestCancelledRequest(t *testing.T) {
 	s := newStore(t)
 	p := putPlugin(t, s, "hello", "1")
 	ctx, cancel := context.WithCancel(context.Background())
-	_, _, err := s.CreateVM(ctx, newVM(p, 1), func(taken []netip.Addr) (netip.Addr, error) {
+	_, _, err := s.CreateVM(ctx, ofPlugin(p, newVM(p, 1), func(taken []netip.Addr) (netip.Addr, error) {
 		cancel()
 		return nth(taken)
-	}, api.Event{Type: api.EventVMCreated})
+	}), api.Event{Type: api.EventVMCreated})
 	if err != nil {
 		t.Errorf("CreateVM whose caller went away in it = %v, want it done", err)
 	}
-	if _, _, err := s.CreateVM(ctx, newVM(p, 2), nth, api.Event{}); !errors.Is(err, context.Canceled) {
+	if _, _, err := s.CreateVM(ctx, ofPlugin(p, newVM(p, 2), nth), api.Event{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("CreateVM whose caller had gone = %v, want canceled", err)
 	}
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/volantvm/volant/client/api"
@@ -14,8 +16,8 @@ import (
 )
 
 // vmColumns are the columns of vms, in the order that vmValues and scanVM use.
-const vmColumns = `id, name, plugin, plugin_version, runtime, manifest, status, desired, reason,
-	agent_up, healthy, vsock, mac, cid, cpu_cores, memory_mib, cmdline, want_kernel, kernel,
+const vmColumns = `id, name, plugin, plugin_version, image, image_id, runtime, manifest, status, desired, reason,
+	agent_up, healthy, auto_remove, vsock, mac, cid, cpu_cores, memory_mib, cmdline, want_kernel, kernel,
 	hypervisor, accel, pid, incarnation, replace_to, restarts, boot_id, initramfs,
 	created_at, updated_at, accepted_at, started_at, details_json`
 
@@ -40,13 +42,18 @@ func updateVM() string {
 type details struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	Env    map[string]string `json:"env,omitempty"`
+	Ports  []api.Port        `json:"ports,omitempty"`
+	TTY    bool              `json:"tty,omitempty"`
+	Stdin  bool              `json:"stdin,omitempty"`
 	Exit   *api.VMExit       `json:"exit,omitempty"`
 	Stop   api.VMStop        `json:"stop"`
 	Record json.RawMessage   `json:"record,omitempty"`
 }
 
 func vmValues(v *row.VM) ([]any, error) {
-	d, err := json.Marshal(details{Labels: v.Labels, Env: v.Env, Exit: v.Exit, Stop: v.Stop, Record: v.Record})
+	d, err := json.Marshal(details{
+		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Exit: v.Exit, Stop: v.Stop, Record: v.Record,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("encode VM %s: %w", v.ID, err)
 	}
@@ -55,13 +62,16 @@ func vmValues(v *row.VM) ([]any, error) {
 		started = nanos(*v.StartedAt)
 	}
 	return []any{
-		v.ID, v.Name, v.Plugin, v.PluginVersion, v.Runtime, v.Manifest, string(v.Status), string(v.Desired), v.Reason,
-		v.AgentUp, v.Healthy, v.Vsock, sql.NullString{String: v.MACAddress, Valid: v.MACAddress != ""}, int64(v.VsockCID),
+		v.ID, v.Name, orNull(v.Plugin), v.PluginVersion, v.Image, orNull(v.ImageID), v.Runtime, v.Manifest, string(v.Status), string(v.Desired), v.Reason,
+		v.AgentUp, v.Healthy, v.AutoRemove, v.Vsock, orNull(v.MACAddress), int64(v.VsockCID),
 		v.CPUCores, v.MemoryMB, v.KernelCmdline, v.WantKernel, v.Kernel,
 		v.Hypervisor, v.Accel, v.PID, v.Incarnation, v.Replace, v.Restarts, v.BootID, v.Initramfs,
 		nanos(v.CreatedAt), nanos(v.UpdatedAt), nanos(v.AcceptedAt), started, d,
 	}, nil
 }
+
+// orNull is NULL for the empty string.
+func orNull(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
 
 // scanner is what *sql.Row and *sql.Rows share.
 type scanner interface{ Scan(dst ...any) error }
@@ -69,15 +79,15 @@ type scanner interface{ Scan(dst ...any) error }
 func scanVM(sc scanner) (row.VM, error) {
 	var (
 		v                                   row.VM
-		mac                                 sql.NullString
+		plugin, image, mac                  sql.NullString
 		cid                                 int64
 		created, updated, accepted, started int64
 		body                                []byte
 		d                                   details
 	)
 	err := sc.Scan(
-		&v.ID, &v.Name, &v.Plugin, &v.PluginVersion, &v.Runtime, &v.Manifest, &v.Status, &v.Desired, &v.Reason,
-		&v.AgentUp, &v.Healthy, &v.Vsock, &mac, &cid,
+		&v.ID, &v.Name, &plugin, &v.PluginVersion, &v.Image, &image, &v.Runtime, &v.Manifest, &v.Status, &v.Desired, &v.Reason,
+		&v.AgentUp, &v.Healthy, &v.AutoRemove, &v.Vsock, &mac, &cid,
 		&v.CPUCores, &v.MemoryMB, &v.KernelCmdline, &v.WantKernel, &v.Kernel,
 		&v.Hypervisor, &v.Accel, &v.PID, &v.Incarnation, &v.Replace, &v.Restarts, &v.BootID, &v.Initramfs,
 		&created, &updated, &accepted, &started, &body, &v.IPAddress,
@@ -89,7 +99,8 @@ func scanVM(sc scanner) (row.VM, error) {
 		return row.VM{}, fmt.Errorf("%w: VM %s: %w", row.ErrCorrupt, v.ID, err)
 	}
 	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
-	v.MACAddress, v.VsockCID = mac.String, uint32(cid)
+	v.Ports, v.TTY, v.Stdin = d.Ports, d.TTY, d.Stdin
+	v.Plugin, v.ImageID, v.MACAddress, v.VsockCID = plugin.String, image.String, mac.String, uint32(cid)
 	v.CreatedAt, v.UpdatedAt, v.AcceptedAt = fromNanos(created), fromNanos(updated), fromNanos(accepted)
 	if started != 0 {
 		t := fromNanos(started)
@@ -98,27 +109,69 @@ func scanVM(sc scanner) (row.VM, error) {
 	return v, nil
 }
 
-// CreateVM writes a new VM, its address and the event of its creation. lease
-// chooses the address from those that are taken; nil gives none. The VM's
-// times and address, and the event's fields but Type and Message, are filled
-// in. Errors: row.ErrExists with the column ("vms.name", "vms.cid", …),
-// row.ErrInUse when the plugin or manifest has gone meanwhile, and those of
-// lease.
-func (s *Store) CreateVM(ctx context.Context, vm row.VM, lease func(taken []netip.Addr) (netip.Addr, error), ev api.Event) (row.VM, api.Event, error) {
-	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+// CreateVM writes a new VM, its manifest, address and ports, and the event of
+// its creation. The VM's manifest digest, times, address and ports, its name if
+// it has none, and the event's fields but Type and Message, are filled in.
+// Errors: row.ErrExists with the column ("vms.name", "vms.cid", …),
+// row.ErrInUse when the plugin or image has gone meanwhile, and those of the
+// functions of n.
+func (s *Store) CreateVM(ctx context.Context, n row.NewVM, ev api.Event) (row.VM, api.Event, error) {
+	vm := n.VM
+	m, err := encodeManifest(&n.Manifest, n.Blobs)
+	if err != nil {
+		return row.VM{}, api.Event{}, fmt.Errorf("create VM %s: %w", vm.Name, err)
+	}
+	vm.Manifest = m.digest
+	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		vm.CreatedAt = s.now()
 		vm.UpdatedAt = vm.CreatedAt
+		if n.VM.Name == "" {
+			if vm.Name, err = freeName(ctx, tx, n.NamePrefix); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.StmtContext(ctx, s.stmts.insertManifest).Exec(m.digest, m.body, m.blobs); err != nil {
+			return err
+		}
+		if n.Publish != nil {
+			if vm.Ports, err = publish(ctx, tx, vm.Name, n.Publish); err != nil {
+				return err
+			}
+		}
 		args, err := vmValues(&vm)
 		if err != nil {
 			return err
 		}
-		// The row first: "the name is taken" is a better answer than "no
-		// address is left".
+		// The row before the lease: "the name is taken" is a better answer than
+		// "no address is left".
 		if _, err := tx.StmtContext(ctx, s.stmts.insertVM).Exec(args...); err != nil {
 			return err
 		}
-		if lease != nil {
-			if vm.IPAddress, err = s.lease(ctx, tx, vm.ID, lease); err != nil {
+		for _, p := range vm.Ports {
+			if p.HostPort == 0 {
+				continue
+			}
+			if _, err := tx.ExecContext(ctx, `INSERT INTO vm_ports (protocol, host_port, host_ip, vm) VALUES (?, ?, ?, ?)`,
+				p.Protocol, p.HostPort, p.HostIP, vm.ID); err != nil {
+				return err
+			}
+		}
+		for _, v := range n.Manifest.Volumes {
+			if v.Name == "" {
+				continue
+			}
+			if _, err := tx.ExecContext(ctx, `INSERT INTO vm_volumes (vm, volume, read_only, held) VALUES (?, ?, ?, 0)`,
+				vm.ID, v.Name, v.ReadOnly); err != nil {
+				return err
+			}
+		}
+		if vm.ImageID != "" {
+			if err := s.touchImage(ctx, tx, vm.ImageID); err != nil {
+				return err
+			}
+		}
+		if n.Lease != nil {
+			if vm.IPAddress, err = s.lease(ctx, tx, vm.ID, n.Lease); err != nil {
 				return err
 			}
 		}
@@ -129,6 +182,54 @@ func (s *Store) CreateVM(ctx context.Context, vm row.VM, lease func(taken []neti
 		return row.VM{}, api.Event{}, fmt.Errorf("create VM %s: %w", vm.Name, err)
 	}
 	return vm, ev, nil
+}
+
+// freeName returns prefix, a hyphen and the lowest number from 1 on that no VM
+// has.
+func freeName(ctx context.Context, tx *sql.Tx, prefix string) (string, error) {
+	prefix += "-"
+	// '.' is the byte behind '-': the range holds just the names that begin so.
+	names, err := txStrings(ctx, tx, `SELECT name FROM vms WHERE name >= ? AND name < ?`, prefix, strings.TrimSuffix(prefix, "-")+".")
+	if err != nil {
+		return "", err
+	}
+	taken := make(map[string]bool, len(names))
+	for _, n := range names {
+		taken[n] = true
+	}
+	for i := 1; ; i++ {
+		if name := prefix + strconv.Itoa(i); !taken[name] {
+			return name, nil
+		}
+	}
+}
+
+// publish lets choose pick the ports of a VM.
+func publish(ctx context.Context, tx *sql.Tx, name string, choose func([]row.Published) ([]api.Port, error)) (_ []api.Port, err error) {
+	var have int
+	if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM vms WHERE name = ?`, name).Scan(&have); err != nil {
+		return nil, err
+	}
+	if have > 0 {
+		return nil, &row.ExistsError{Column: "vms.name"} // a better answer than that its ports are taken
+	}
+	rows, err := tx.QueryContext(ctx, `SELECT v.name, p.protocol, p.host_port, p.host_ip FROM vm_ports AS p JOIN vms AS v ON v.id = p.vm`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	var taken []row.Published
+	for rows.Next() {
+		var p row.Published
+		if err := rows.Scan(&p.VM, &p.Port.Protocol, &p.Port.HostPort, &p.Port.HostIP); err != nil {
+			return nil, err
+		}
+		taken = append(taken, p)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return choose(taken)
 }
 
 func (s *Store) lease(ctx context.Context, tx *sql.Tx, vm string, choose func([]netip.Addr) (netip.Addr, error)) (string, error) {
@@ -163,7 +264,9 @@ func (s *Store) lease(ctx context.Context, tx *sql.Tx, vm string, choose func([]
 // ChangeVM reads a VM by id, lets change alter it, and writes it together with
 // the events that change returns, in one transaction. Nothing is written when
 // change altered nothing and returned no event, or failed. The id, name,
-// address and creation time cannot be altered. change must not use the store.
+// address, ports and creation time cannot be altered. A further incarnation
+// marks the VM's image as used; the end of one gives back the VM's volumes.
+// change must not use the store.
 func (s *Store) ChangeVM(ctx context.Context, id string, change func(vm *row.VM) ([]api.Event, error)) (row.VM, []api.Event, error) {
 	var after row.VM
 	var evs []api.Event
@@ -179,6 +282,7 @@ func (s *Store) ChangeVM(ctx context.Context, id string, change func(vm *row.VM)
 			return err
 		}
 		after.ID, after.Name, after.IPAddress, after.CreatedAt = before.ID, before.Name, before.IPAddress, before.CreatedAt
+		after.Ports = before.Ports
 		if len(told) == 0 && reflect.DeepEqual(before, after) {
 			return errUnchanged
 		}
@@ -189,6 +293,16 @@ func (s *Store) ChangeVM(ctx context.Context, id string, change func(vm *row.VM)
 		}
 		if _, err := tx.StmtContext(ctx, s.stmts.updateVM).Exec(append(args, id)...); err != nil {
 			return err
+		}
+		if after.ImageID != "" && after.Incarnation > before.Incarnation {
+			if err := s.touchImage(ctx, tx, after.ImageID); err != nil {
+				return err
+			}
+		}
+		if after.Ended() && !before.Ended() {
+			if err := releaseVolumes(ctx, tx, id); err != nil {
+				return err
+			}
 		}
 		for _, ev := range told {
 			ev, err := s.appendEvent(ctx, tx, vmEvent(&after, ev))
@@ -218,6 +332,11 @@ func (s *Store) DeleteVM(ctx context.Context, id string, ev api.Event) (api.Even
 		}
 		if err := dropUnused(ctx, tx, vm.Manifest); err != nil {
 			return err
+		}
+		if vm.ImageID != "" {
+			if err := s.touchImage(ctx, tx, vm.ImageID); err != nil {
+				return err
+			}
 		}
 		vm.PID = 0
 		ev, err = s.appendEvent(ctx, tx, vmEvent(&vm, ev))

@@ -25,6 +25,10 @@ const (
 	EventKernelImported  EventType = "KERNEL_IMPORTED"
 	EventKernelRemoved   EventType = "KERNEL_REMOVED"
 	EventKernelDefault   EventType = "KERNEL_DEFAULT"
+	EventImagePulled     EventType = "IMAGE_PULLED"  // or loaded; an image, a form of it, or a reference is new
+	EventImageRemoved    EventType = "IMAGE_REMOVED" // a reference, or the image with its last one
+	EventVolumeCreated   EventType = "VOLUME_CREATED"
+	EventVolumeRemoved   EventType = "VOLUME_REMOVED"
 )
 
 // EventTypes returns every type, in the order of their declaration.
@@ -34,6 +38,7 @@ func EventTypes() []EventType {
 		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,
+		EventImagePulled, EventImageRemoved, EventVolumeCreated, EventVolumeRemoved,
 	}
 }
 
@@ -43,7 +48,7 @@ type Event struct {
 	Seq       uint64    `json:"seq"` // rises by one with each event
 	Time      time.Time `json:"timestamp"`
 	Type      EventType `json:"type"`
-	Name      string    `json:"name"`            // of the VM, plugin or kernel
+	Name      string    `json:"name"`            // of the VM, plugin, kernel or volume; a reference or ID of the image
 	VMID      string    `json:"vm_id,omitempty"` // when it is about a VM
 	Status    VMState   `json:"status,omitempty"`
 	IPAddress string    `json:"ip_address,omitempty"`

@@ -1,6 +1,10 @@
 package row
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
 
 // Errors of the store. They come wrapped with the operation and its subject.
 var (
@@ -32,3 +36,25 @@ func (e *ExistsError) Error() string { return e.Column + " already exists" }
 
 // Is makes errors.Is(err, ErrExists) hold.
 func (e *ExistsError) Is(target error) bool { return target == ErrExists }
+
+// InUseError is an ErrInUse that says by which VMs.
+type InUseError struct {
+	By []string // names; of many the first
+}
+
+func (e *InUseError) Error() string { return "in use by " + strings.Join(e.By, ", ") }
+
+// Is makes errors.Is(err, ErrInUse) hold.
+func (e *InUseError) Is(target error) bool { return target == ErrInUse }
+
+// VolumeBusyError says that a VM which has not ended has the volume.
+type VolumeBusyError struct {
+	Volume, VM string
+}
+
+func (e *VolumeBusyError) Error() string {
+	return fmt.Sprintf("volume %s is in use by VM %s", e.Volume, e.VM)
+}
+
+// Is makes errors.Is(err, ErrInUse) hold.
+func (e *VolumeBusyError) Is(target error) bool { return target == ErrInUse }

@@ -5,6 +5,7 @@ package row
 
 import (
 	"encoding/json"
+	"net/netip"
 	"time"
 
 	"github.com/volantvm/volant/client/api"
@@ -60,6 +61,49 @@ func (v *VM) Ended() bool {
 		return true
 	}
 	return false
+}
+
+// NewVM is a VM to be stored, and what chooses of it what nobody else may have.
+type NewVM struct {
+	VM VM
+	// NamePrefix is what a VM whose Name is empty is called by: the prefix, a
+	// hyphen and the lowest free number.
+	NamePrefix string
+	// Manifest is what the VM runs, and Blobs the digests that it names. They are
+	// kept once for all VMs that have the same.
+	Manifest api.Manifest
+	Blobs    []string
+	// Lease chooses the address from those that are taken; nil gives none.
+	Lease func(taken []netip.Addr) (netip.Addr, error)
+	// Publish chooses VM.Ports from those that are taken; nil leaves VM.Ports,
+	// of which then none is published. The protocol of each is set, and the
+	// host's address empty for all.
+	Publish func(taken []Published) ([]api.Port, error)
+}
+
+// Published is a port of the host that a VM has.
+type Published struct {
+	VM   string // its name
+	Port api.Port
+}
+
+// Image is an image and the sizes of its forms, in bytes.
+type Image struct {
+	api.Image
+	DiskSize, InitramfsSize int64
+}
+
+// States of a volume.
+const (
+	VolumeNew      = "new"      // its disk was not made yet
+	VolumeReady    = "ready"    // its disk was made
+	VolumeRemoving = "removing" // its disk is to go, or has gone
+)
+
+// Volume is a volume; Used is for whoever can see the disk.
+type Volume struct {
+	api.Volume
+	State string
 }
 
 // Plugin is an installed plugin and the digest of its manifest.
