@@ -63,6 +63,7 @@ func arrows() map[string][]string {
 		"build/oci/ocitest":          {"client/api"},
 		"build/superblock":           {},
 		"build/layers":               {},
+		"build/layers/layertest":     {"build/layers"},
 		"initramfs":                  {},
 	}
 }

@@ -133,7 +133,7 @@ func (f *flattener) inode(h *header) (*Inode, error) {
 	default:
 		return nil, fmt.Errorf("%w: unknown entry type %q", ErrFormat, h.typ)
 	}
-	if err := i.setXattrs(h.xattrs); err != nil {
+	if err := i.SetXattrs(h.xattrs); err != nil {
 		return nil, err
 	}
 	metadata := int64(len(i.Target()))

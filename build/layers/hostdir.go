@@ -198,7 +198,7 @@ func (r *hostReader) inodeAt(fd int, rel string) (*Inode, *unix.Stat_t, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := i.setXattrs(xattrs); err != nil {
+	if err := i.SetXattrs(xattrs); err != nil {
 		return nil, nil, err
 	}
 	metadata := len(i.Target()) + 24*len(i.Extents())

@@ -477,8 +477,9 @@ func cleanName(name string) (string, error) {
 	return strings.Join(parts, "/"), nil
 }
 
-// setXattrs keeps what a file system on disk can hold, sorted.
-func (i *Inode) setXattrs(all []Xattr) error {
+// SetXattrs sets the extended attributes, of which it keeps those that a file
+// system on disk can hold, and takes the slice over.
+func (i *Inode) SetXattrs(all []Xattr) error {
 	all = slices.DeleteFunc(all, func(x Xattr) bool { return !kept(x.Name) })
 	if len(all) == 0 {
 		return nil
