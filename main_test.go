@@ -64,6 +64,7 @@ func arrows() map[string][]string {
 		"build/superblock":           {},
 		"build/layers":               {},
 		"build/layers/layertest":     {"build/layers"},
+		"build/erofs":                {"build/layers"},
 		"initramfs":                  {},
 	}
 }
