@@ -153,7 +153,7 @@ func imagePorts(exposed []string) ([]Port, error) {
 //   - Volumes, Tmpfs are added, except that one for a target that the manifest
 //     mounts too takes its place.
 //   - With a read-only root, what the image declares as its volumes stays
-//     writable, as a tmpfs that begins with what the image has there.
+//     writable, as disks of the VM's own. Otherwise its writable root is enough.
 //
 // What belongs to one VM and not to what it runs (name, resources, environment,
 // labels, address, published ports) is left as the manifest has it, so that VMs
@@ -257,7 +257,7 @@ func composeMounts(m Manifest, image *ImageConfig, req VMCreate) (volumes []Volu
 			continue
 		}
 		taken[target] = true
-		tmpfs = append(tmpfs, Tmpfs{Target: target, Copy: true})
+		volumes = append(volumes, VolumeMount{Target: target})
 	}
 	return volumes, tmpfs
 }

@@ -167,11 +167,11 @@ func TestCompose(t *testing.T) {
 	if m.Hostname != "db.example" || m.Kernel != "k" || m.Network.Mode != NetworkVsock || m.Root.Mode != RootReadOnly || m.Restart.Policy != "always" {
 		t.Errorf("manifest %+v", m)
 	}
-	if want := []VolumeMount{{Name: "one", Target: "/one"}, {Name: "mine", Target: "/two"}, {Name: "data", Target: "/data"}}; !slices.Equal(m.Volumes, want) {
+	// The image's own volumes stay writable under a read-only root.
+	if want := []VolumeMount{{Name: "one", Target: "/one"}, {Name: "mine", Target: "/two"}, {Name: "data", Target: "/data"}, {Target: "/cache"}}; !slices.Equal(m.Volumes, want) {
 		t.Errorf("volumes %+v, want %+v", m.Volumes, want)
 	}
-	// The image's own volumes stay writable under a read-only root.
-	if want := []Tmpfs{{Target: "/tmp", SizeMB: 5}, {Target: "/cache", Copy: true}}; !slices.Equal(m.Tmpfs, want) {
+	if want := []Tmpfs{{Target: "/tmp", SizeMB: 5}}; !slices.Equal(m.Tmpfs, want) {
 		t.Errorf("tmpfs %+v, want %+v", m.Tmpfs, want)
 	}
 	if base.Network != nil || base.Root != nil || len(base.Volumes) != 2 || base.Workload.User != "" {

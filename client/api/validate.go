@@ -157,8 +157,6 @@ func validateMounts(volumes []VolumeMount, tmpfs []Tmpfs) error {
 
 func validateVolume(field string, v VolumeMount) error {
 	switch {
-	case v.Name == "" && v.Blob == "":
-		return fieldErr(field, "has neither name nor blob; give one")
 	case v.Name != "" && v.Blob != "":
 		return fieldErr(field, "has both name and blob; give one")
 	case v.Blob != "":
@@ -170,8 +168,10 @@ func validateVolume(field string, v VolumeMount) error {
 		}
 		return nil
 	}
-	if err := ValidateName("volume", v.Name); err != nil {
-		return fieldErr(field+".name", "%v", err)
+	if v.Name != "" {
+		if err := ValidateName("volume", v.Name); err != nil {
+			return fieldErr(field+".name", "%v", err)
+		}
 	}
 	return ValidateDiskSize(field+".size_mb", v.SizeMB)
 }

@@ -33,7 +33,7 @@ func TestVMCreateValidate(t *testing.T) {
 		"small root":            {VMCreate{Root: &Root{SizeMB: 15}}, "root.size_mb: "},
 		"size of a fixed root":  {VMCreate{Root: &Root{Mode: RootReadOnly, SizeMB: 5}}, "root.size_mb: "},
 		"volume":                {VMCreate{Volumes: []VolumeMount{{Name: "a", Target: "/a"}, {Blob: digest, Target: "/b"}}}, ""},
-		"volume without either": {VMCreate{Volumes: []VolumeMount{{Target: "/a"}}}, "volumes[0]: has neither"},
+		"volume without either": {VMCreate{Volumes: []VolumeMount{{Target: "/a", SizeMB: 16}, {Target: "/b"}}}, ""},
 		"volume with both":      {VMCreate{Volumes: []VolumeMount{{Name: "a", Blob: digest, Target: "/a"}}}, "volumes[0]: has both"},
 		"volume twice":          {VMCreate{Volumes: []VolumeMount{{Name: "a", Target: "/a"}, {Name: "a", Target: "/b"}}}, "volumes[1].name: "},
 		"volume that climbs":    {VMCreate{Volumes: []VolumeMount{{Name: "../a", Target: "/a"}}}, "volumes[0].name: "},

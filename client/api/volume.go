@@ -33,7 +33,8 @@ const (
 type VolumeMount struct {
 	// Name is a volume, made at the VM's first start when it is not there.
 	// Blob is, instead of a name, the digest of a file system image, which is
-	// mounted read-only. Exactly one of them is set.
+	// mounted read-only. Without either it is a disk of the VM's own, which goes
+	// with the VM.
 	Name   string `json:"name,omitempty"`
 	Blob   string `json:"blob,omitempty"`
 	Target string `json:"target"` // absolute path in the guest
@@ -50,8 +51,6 @@ type Tmpfs struct {
 	Target string `json:"target"`            // absolute path in the guest
 	SizeMB int    `json:"size_mb,omitempty"` // MiB; default: half of the guest's memory
 	Mode   string `json:"mode,omitempty"`    // octal; default 1777
-	// Copy begins it with what the image has at Target, owners and modes included.
-	Copy bool `json:"copy,omitempty"`
 }
 
 // Protocols of a Port.
