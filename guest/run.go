@@ -176,6 +176,10 @@ func (k *kestrel) life(ctx context.Context) error {
 		k.log.Error("fatal", keyErr, err)
 		k.status.finish(func(s *wire.Status) {
 			s.Workload, s.PID, s.Healthy, s.Error = wire.WorkloadFailed, 0, nil, err.Error()
+			var start *startError
+			if errors.As(err, &start) {
+				s.Exit = &wire.WorkloadExit{Code: start.code, Time: time.Now()}
+			}
 		})
 	}
 	k.linger(ctx)

@@ -215,11 +215,16 @@ func TestRunReportsFailures(t *testing.T) {
 		{"fatal step", func(s *fakeSys) { s.fail["loopback"] = unix.EPERM }, "network: loopback: operation not permitted"},
 		{"panic in a step", func(s *fakeSys) { s.panicOn = "hostname web" }, "identity: panic: boom"},
 		{"no program", func(s *fakeSys) { _ = s.Remove("/bin/sh") }, `workload: command "sh"`},
+		{"no executable", func(s *fakeSys) { _ = s.Remove("/bin/sh"); _ = s.WriteFile("/bin/sh", nil, 0o644) }, `workload: command "sh": /bin/sh is not executable`},
 	}
-	for _, tt := range tests {
+	codes := []int{0, 0, 127, 126}
+	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := runGuest(t, wire.WorkloadConfig{Args: []string{"sh", "-c", "exit 0"}}, tt.edit)
 			st := g.await(t, wire.WorkloadFailed)
+			if (st.Exit != nil) != (codes[i] != 0) || st.Exit != nil && st.Exit.Code != codes[i] {
+				t.Errorf("exit = %+v, want code %d", st.Exit, codes[i])
+			}
 			if !strings.Contains(st.Error, tt.want) {
 				t.Errorf("error = %q, want %q", st.Error, tt.want)
 			}

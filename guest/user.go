@@ -18,8 +18,9 @@ type account struct {
 
 // lookupUser finds "name", "uid", "name:group", "uid:gid" and their mixtures in
 // the image's /etc/passwd and /etc/group; "" is root. As container runtimes
-// have it: a number need not be in the files, and then its group is 0; the
-// supplementary groups are those that list the user, unless a group is named.
+// have it: a number is never a name, and need not be in the files; its group is
+// 0 then. The supplementary groups are those that list the user, unless a group
+// is named.
 func lookupUser(files Files, spec string) (account, error) {
 	if spec == "" {
 		spec = "0"
@@ -38,7 +39,11 @@ func lookupUser(files Files, spec string) (account, error) {
 	uid, numeric := parseID(user)
 	acct.Uid = uid
 	entry := slices.IndexFunc(passwd, func(f []string) bool {
-		return len(f) >= 6 && (f[0] == user || numeric && f[2] == user)
+		if len(f) < 6 || !numeric {
+			return len(f) >= 6 && f[0] == user
+		}
+		n, ok := parseID(f[2])
+		return ok && n == uid
 	})
 	if entry >= 0 {
 		f := passwd[entry]
@@ -69,15 +74,15 @@ func lookupUser(files Files, spec string) (account, error) {
 }
 
 func lookupGroup(groups [][]string, group string) (uint32, error) {
+	if gid, ok := parseID(group); ok {
+		return gid, nil
+	}
 	for _, f := range groups {
 		if len(f) >= 3 && f[0] == group {
 			if gid, ok := parseID(f[2]); ok {
 				return gid, nil
 			}
 		}
-	}
-	if gid, ok := parseID(group); ok {
-		return gid, nil
 	}
 	return 0, fmt.Errorf("group %q is not in the image's /etc/group", group)
 }

@@ -8,8 +8,8 @@ import (
 
 func TestLookupUser(t *testing.T) {
 	sys := newFakeSys(t)
-	sys.put(t, "/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n# comment\nweb:x:1000:1001::/home/web:/bin/sh\nbroken:x:a:b::/:/\nshort:x\nnohome:x:5:6:::\n", 0o644)
-	sys.put(t, "/etc/group", "root:x:0:\nweb:x:1001:web\nlogs:x:33:other,web\nadm:x:4:webmaster\n", 0o644)
+	sys.put(t, "/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n# comment\nweb:x:1000:1001::/home/web:/bin/sh\nbroken:x:a:b::/:/\nshort:x\nnohome:x:5:6:::\n65534:x:2:2::/two:\nzeros:x:0042:0043::/z:\n", 0o644)
+	sys.put(t, "/etc/group", "root:x:0:\nweb:x:1001:web\nlogs:x:33:other,web\nadm:x:4:webmaster\n7:x:8:\nwide:x:1001:other,web\n", 0o644)
 	tests := []struct {
 		spec     string
 		uid, gid uint32
@@ -20,6 +20,7 @@ func TestLookupUser(t *testing.T) {
 		{spec: "", home: "/root"},
 		{spec: "root", home: "/root"},
 		{spec: "web", uid: 1000, gid: 1001, groups: []uint32{33}, home: "/home/web"},
+		{spec: "42", uid: 42, gid: 43, home: "/z"},
 		{spec: "1000", uid: 1000, gid: 1001, groups: []uint32{33}, home: "/home/web"},
 		{spec: "web:logs", uid: 1000, gid: 33, home: "/home/web"},
 		{spec: "web:7", uid: 1000, gid: 7, home: "/home/web"},

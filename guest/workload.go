@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path"
@@ -13,8 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
 )
@@ -67,7 +64,7 @@ func (w *workload) prepare(hostname string) error {
 	if err := w.sys.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
-	env := workloadEnv(w.cfg.Env, hostname, acct.home)
+	env := workloadEnv(w.cfg.Env, hostname, acct.home, w.cfg.TTY)
 	program, err := lookupProgram(w.sys, w.cfg.Args[0], dir, envValue(env, "PATH"))
 	if err != nil {
 		return err
@@ -105,6 +102,8 @@ func (w *workload) start(again bool) (*running, error) {
 			return nil, err
 		}
 		defer to.Close()
+		// As container runtimes do: else nobody but root could open /dev/stdout.
+		_ = to.Chown(int(p.User.Uid), int(p.User.Gid))
 		r.output = append(r.output, from)
 		p.Files = append(p.Files, to.Fd())
 	}
@@ -219,7 +218,7 @@ func (w *workload) stop(r *running) syscall.WaitStatus {
 		sig   syscall.Signal
 		grace time.Duration
 	}{{w.stopSignal, w.grace()}, {syscall.SIGKILL, killTimeout}} {
-		w.log.Info("stopping the workload", keySignal, unix.SignalName(attempt.sig))
+		w.log.Info("stopping the workload", keySignal, signalName(attempt.sig))
 		if err := w.reaper.signal(r.pid, attempt.sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			w.log.Warn("signal the workload", keyErr, err)
 		}
@@ -244,34 +243,20 @@ func exitOf(ws syscall.WaitStatus, at time.Time, oom bool) wire.WorkloadExit {
 	exit := wire.WorkloadExit{Code: ws.ExitStatus(), Time: at}
 	if ws.Signaled() {
 		exit.Code = 128 + int(ws.Signal())
-		exit.Signal = unix.SignalName(ws.Signal())
-		if exit.Signal == "" {
-			exit.Signal = fmt.Sprintf("SIG%d", int(ws.Signal())) // a real-time signal
-		}
+		exit.Signal = signalName(ws.Signal())
 		exit.OOMKilled = oom && ws.Signal() == syscall.SIGKILL
 	}
 	return exit
 }
 
-// parseSignal knows signals by name, with or without SIG.
-func parseSignal(name string) (syscall.Signal, error) {
-	if name == "" {
-		return syscall.SIGTERM, nil
-	}
-	full := strings.ToUpper(name)
-	if !strings.HasPrefix(full, "SIG") {
-		full = "SIG" + full
-	}
-	if sig := unix.SignalNum(full); sig != 0 {
-		return sig, nil
-	}
-	return 0, fmt.Errorf("stop signal %q is not the name of a signal", name)
-}
-
 // workloadEnv is the environment of the workload: what it was given, the last
 // value of each name, and what any program may expect.
-func workloadEnv(given []string, hostname, home string) []string {
-	all := append([]string{"PATH=" + defaultPath, "HOSTNAME=" + hostname, "HOME=" + home}, given...)
+func workloadEnv(given []string, hostname, home string, tty bool) []string {
+	all := []string{"PATH=" + defaultPath, "HOSTNAME=" + hostname, "HOME=" + home}
+	if tty {
+		all = append(all, "TERM=xterm")
+	}
+	all = append(all, given...)
 	var env []string
 	seen := make(map[string]bool)
 	for _, kv := range slices.Backward(all) {
@@ -292,69 +277,4 @@ func envValue(env []string, name string) string {
 		}
 	}
 	return ""
-}
-
-// lookupProgram finds the program for argv[0], as execvp(3) would from the
-// directory dir.
-func lookupProgram(files Files, name, dir, search string) (string, error) {
-	if strings.Contains(name, "/") {
-		abs := name
-		if !path.IsAbs(name) {
-			abs = path.Join(dir, name)
-		}
-		if err := executable(files, abs); err != nil {
-			return "", fmt.Errorf("command %q: %w", name, err)
-		}
-		return abs, nil
-	}
-	denied := error(nil)
-	for _, p := range strings.Split(search, ":") {
-		abs := path.Join(dir, p, name)
-		if path.IsAbs(p) {
-			abs = path.Join(p, name)
-		}
-		err := executable(files, abs)
-		if err == nil {
-			return abs, nil
-		}
-		if denied == nil && !errors.Is(err, fs.ErrNotExist) {
-			denied = fmt.Errorf("command %q: %w", name, err)
-		}
-	}
-	if denied != nil {
-		return "", denied
-	}
-	return "", fmt.Errorf("command %q is in none of the directories of PATH=%s", name, search)
-}
-
-func executable(files Files, name string) error {
-	info, err := files.Stat(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s: %w", name, fs.ErrNotExist)
-	case err != nil:
-		return err
-	case info.IsDir():
-		return fmt.Errorf("%s is a directory", name)
-	case info.Mode()&0o111 == 0:
-		return fmt.Errorf("%s is not executable (mode %v)", name, info.Mode())
-	}
-	return nil
-}
-
-// explainStart says what an error of execve(2) means for a program that is
-// there and executable.
-func explainStart(files Files, p Process, err error) error {
-	why := ""
-	switch {
-	case errors.Is(err, syscall.ENOENT):
-		if executable(files, p.Path) == nil {
-			why = ": its interpreter or dynamic loader is not in the image"
-		}
-	case errors.Is(err, syscall.ENOEXEC):
-		why = ": not a program for this machine (another architecture, or a script without #!)"
-	case errors.Is(err, syscall.EACCES):
-		why = fmt.Sprintf(": uid %d may not execute it or enter %s", p.User.Uid, p.Dir)
-	}
-	return fmt.Errorf("start %s: %w%s", p.Path, err, why)
 }

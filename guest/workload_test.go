@@ -54,21 +54,33 @@ func TestExitOf(t *testing.T) {
 }
 
 func TestParseSignal(t *testing.T) {
-	for name, want := range map[string]syscall.Signal{"": 15, "SIGTERM": 15, "INT": 2, "sigquit": 3, "SIGWINCH": 28} {
+	for name, want := range map[string]syscall.Signal{"": 15, "SIGTERM": 15, "INT": 2, "sigquit": 3, "SIGWINCH": 28,
+		"9": 9, "64": 64, "RTMIN": 34, "SIGRTMIN+3": 37, "sigrtmax-14": 50, "RTMAX": 64} {
 		if got, err := parseSignal(name); got != want || err != nil {
 			t.Errorf("parseSignal(%q) = %v, %v, want %v", name, got, err, want)
 		}
 	}
-	if _, err := parseSignal("SIGNAL"); err == nil {
-		t.Error("parseSignal(SIGNAL) succeeded")
+	for _, name := range []string{"SIGNAL", "0", "65", "-9", "SIG9", "RTMIN+31", "RTMIN-1", "RTMAX+1", "RTMIN+", "RTMIN+-1", "SIG"} {
+		if got, err := parseSignal(name); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("parseSignal(%q) = %v, %v, want an error", name, got, err)
+		}
 	}
 }
 
 func TestWorkloadEnv(t *testing.T) {
-	got := workloadEnv([]string{"A=1", "HOME=/data", "B==", "A=2"}, "web", "/root")
+	got := workloadEnv([]string{"A=1", "HOME=/data", "B==", "A=2"}, "web", "/root", false)
 	want := []string{"PATH=" + defaultPath, "HOSTNAME=web", "HOME=/data", "B==", "A=2"}
 	if !slices.Equal(got, want) {
 		t.Errorf("workloadEnv() = %q, want %q", got, want)
+	}
+}
+
+func TestTerminalEnv(t *testing.T) {
+	if got := workloadEnv(nil, "web", "/", true); !slices.Contains(got, "TERM=xterm") {
+		t.Errorf("workloadEnv() = %q, want TERM", got)
+	}
+	if got := workloadEnv([]string{"TERM=dumb"}, "web", "/", true); !slices.Contains(got, "TERM=dumb") || slices.Contains(got, "TERM=xterm") {
+		t.Errorf("workloadEnv() = %q, want TERM as given", got)
 	}
 }
 
