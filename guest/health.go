@@ -18,6 +18,9 @@ const (
 	// ready 0.1 s later when the first probes came 2 ms apart.
 	probeMin = 10 * time.Millisecond
 	probeMax = 250 * time.Millisecond
+	// A command costs the guest a process, which has to come up itself.
+	execProbeMin = 100 * time.Millisecond
+	execProbeMax = 2 * time.Second
 	// probeTimeout is the timeout of a probe that names none.
 	probeTimeout = time.Second
 	// healthRetries is wire.Health.Retries where that is zero.
@@ -84,46 +87,87 @@ func dialOnce(ctx context.Context, addr string, timeout time.Duration) error {
 	return conn.Close()
 }
 
+// pace is how often a workload is asked that comes up: first after the one, and
+// less and less often, up to the other.
+type pace struct{ first, last time.Duration }
+
+// healthCheck is wire.Health with its defaults filled in.
+type healthCheck struct {
+	ask         probe
+	pace        pace
+	startPeriod time.Duration
+	interval    time.Duration
+	retries     int // 0: failures never count
+	// verdict is called with every change; err is why it is unhealthy.
+	verdict func(healthy bool, err error)
+}
+
+// newHealthCheck makes the health check of a workload, which must be prepared.
+func (w *workload) newHealthCheck(h wire.Health, verdict func(bool, error)) healthCheck {
+	c := healthCheck{
+		pace: pace{probeMin, probeMax}, verdict: verdict,
+		startPeriod: h.StartPeriod, interval: h.Interval, retries: h.Retries,
+	}
+	if c.interval == 0 {
+		c.interval = wire.DefaultHealthInterval
+	}
+	if c.retries == 0 {
+		c.retries = healthRetries
+	}
+	if len(h.Exec) > 0 {
+		c.ask, c.pace = w.newExecProbe(h), pace{execProbeMin, execProbeMax}
+	} else {
+		c.ask = newProbe(h)
+	}
+	return c
+}
+
 // awaitReady asks a workload that was just started until the first success. It
-// reports false when ctx ended.
-func awaitReady(ctx context.Context, ask probe) bool {
-	for wait := probeMin; ; wait = min(wait*5/4, probeMax) {
+// reports false when ctx ended. A workload that does not come up is asked all
+// the time, but a failure counts only once in an interval, and not in the start
+// period: "unhealthy" comes no sooner than if it was asked as rarely as later.
+func (c healthCheck) awaitReady(ctx context.Context) bool {
+	counts := time.Now().Add(c.startPeriod + c.interval)
+	failures := 0
+	for wait := c.pace.first; ; wait = min(wait*5/4, c.pace.last) {
 		if !sleep(ctx, wait) {
 			return false
 		}
-		if ask(ctx) == nil {
+		err := c.ask(ctx)
+		switch {
+		case err == nil:
 			return true
+		case ctx.Err() != nil:
+			return false
+		case !time.Now().Before(counts):
+			counts = time.Now().Add(c.interval)
+			if failures++; failures == c.retries {
+				c.verdict(false, err)
+			}
 		}
 	}
 }
 
-// watchHealth asks a workload that was healthy once, and calls verdict with
-// every change, until ctx is over.
-func watchHealth(ctx context.Context, h wire.Health, ask probe, verdict func(healthy bool, err error)) {
-	interval, retries := h.Interval, h.Retries
-	if interval == 0 {
-		interval = wire.DefaultHealthInterval
-	}
-	if retries == 0 {
-		retries = healthRetries
-	}
+// watch asks a workload that was healthy once, and calls verdict with every
+// change, until ctx is over.
+func (c healthCheck) watch(ctx context.Context) {
 	healthy, failures := true, 0
-	for sleep(ctx, interval) {
-		err := ask(ctx)
+	for sleep(ctx, c.interval) {
+		err := c.ask(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
 			failures++
-			if healthy && failures >= retries {
+			if healthy && failures >= c.retries {
 				healthy = false
-				verdict(false, err)
+				c.verdict(false, err)
 			}
 		default:
 			failures = 0
 			if !healthy {
 				healthy = true
-				verdict(true, nil)
+				c.verdict(true, nil)
 			}
 		}
 	}

@@ -65,19 +65,22 @@ func TestProbes(t *testing.T) {
 func TestAwaitReadyAsksOftenAtFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start, asked := time.Now(), 0
-		ok := awaitReady(t.Context(), func(context.Context) error {
+		ready := healthCheck{pace: pace{probeMin, probeMax}}
+		ready.ask = func(context.Context) error {
 			asked++
 			if time.Since(start) < 10*time.Second {
 				return errors.New("not yet")
 			}
 			return nil
-		})
+		}
+		ok := ready.awaitReady(t.Context())
 		if late := time.Since(start) - 10*time.Second; !ok || late > probeMax || asked < 40 || asked > 100 {
 			t.Errorf("ready %v, seen %v late, asked %d times", ok, late, asked)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if awaitReady(ctx, func(context.Context) error { return errors.New("never") }) {
+		ready.ask = func(context.Context) error { return errors.New("never") }
+		if ready.awaitReady(ctx) {
 			t.Error("ready without success")
 		}
 	})
@@ -90,17 +93,7 @@ func TestWatchHealth(t *testing.T) {
 		var verdicts []int
 		n := 0
 		ctx, cancel := context.WithCancel(t.Context())
-		watchHealth(ctx, wire.Health{Interval: time.Second}, func(context.Context) error {
-			if n == len(results) {
-				cancel()
-				return ctx.Err()
-			}
-			n++
-			if results[n-1] == 'x' {
-				return errors.New("failed")
-			}
-			return nil
-		}, func(healthy bool, err error) {
+		check := (&workload{}).newHealthCheck(wire.Health{TCP: "x:1", Interval: time.Second}, func(healthy bool, err error) {
 			if healthy == (err != nil) {
 				t.Errorf("verdict(%v, %v)", healthy, err)
 			}
@@ -110,8 +103,63 @@ func TestWatchHealth(t *testing.T) {
 			}
 			verdicts = append(verdicts, v)
 		})
+		check.ask = func(context.Context) error {
+			if n == len(results) {
+				cancel()
+				return ctx.Err()
+			}
+			n++
+			if results[n-1] == 'x' {
+				return errors.New("failed")
+			}
+			return nil
+		}
+		check.watch(ctx)
 		if want := []int{-9, 10, -13, 15}; !slices.Equal(verdicts, want) {
 			t.Errorf("verdicts at %v, want %v", verdicts, want)
 		}
 	})
+}
+
+// TestStartPeriod has a workload that comes up late or never.
+func TestStartPeriod(t *testing.T) {
+	tests := []struct {
+		name  string
+		up    time.Duration // when it comes up; 0 for never
+		start time.Duration // start period
+		sick  time.Duration // when it is said to be unhealthy; 0 for never
+	}{
+		{"in its start period", 50 * time.Second, time.Minute, 0},
+		{"before three intervals", 25 * time.Second, 0, 0},
+		{"after three intervals", 60 * time.Second, 0, 30 * time.Second},
+		{"never", 0, time.Minute, 90 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				sick := time.Duration(0)
+				check := (&workload{}).newHealthCheck(wire.Health{TCP: "x:1", StartPeriod: tt.start}, func(healthy bool, err error) {
+					if healthy || err == nil || sick != 0 {
+						t.Errorf("verdict(%v, %v) after %v", healthy, err, time.Since(begin))
+					}
+					sick = time.Since(begin)
+				})
+				check.ask = func(context.Context) error {
+					if tt.up == 0 || time.Since(begin) < tt.up {
+						return errors.New("not yet")
+					}
+					return nil
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+				defer cancel()
+				if ready := check.awaitReady(ctx); ready != (tt.up > 0) {
+					t.Errorf("ready = %v", ready)
+				}
+				if off := sick - tt.sick; off < 0 || off > time.Second {
+					t.Errorf("unhealthy after %v, want %v", sick, tt.sick)
+				}
+			})
+		})
+	}
 }

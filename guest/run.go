@@ -312,7 +312,7 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 	if err := w.prepare(k.boot.Hostname); err != nil {
 		return nil, nil, err
 	}
-	ready, err := k.readiness()
+	ready, err := k.readiness(w)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -323,40 +323,42 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 
 // readiness returns what is to be done beside every process of the workload:
 // see when it is ready, and from then on whether it is healthy.
-func (k *kestrel) readiness() (func(context.Context), error) {
-	var ask probe // nil: it is ready once started
-	var err error
+func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
+	check := healthCheck{pace: pace{probeMin, probeMax}}
 	health := k.boot.Workload.Health
 	switch base := k.boot.Workload.BaseURL; {
 	case health != nil:
-		ask = newProbe(*health)
+		check = w.newHealthCheck(*health, k.verdict)
 	case base != "":
-		if ask, err = newAcceptProbe(base); err != nil {
+		var err error
+		if check.ask, err = newAcceptProbe(base); err != nil {
 			return nil, err
 		}
 	}
 	start := k.timeline.now()
 	once := sync.OnceFunc(func() { k.timeline.add("ready", start, nil) })
 	return func(ctx context.Context) {
-		ready := ask == nil || awaitReady(ctx, ask)
+		ready := check.ask == nil || check.awaitReady(ctx) // without a question it is ready once started
 		k.markBegun()
 		if !ready {
 			return
 		}
 		once()
-		verdict := func(healthy bool, err error) {
-			if err != nil {
-				k.log.Warn("the workload is unhealthy", keyErr, err)
-			}
-			k.status.update(func(s *wire.Status) { s.Healthy = &healthy })
-		}
 		if health == nil {
 			k.status.update(func(*wire.Status) {})
 			return
 		}
-		verdict(true, nil)
-		watchHealth(ctx, *health, ask, verdict)
+		k.verdict(true, nil)
+		check.watch(ctx)
 	}, nil
+}
+
+// verdict notes whether the workload is healthy, and says why not.
+func (k *kestrel) verdict(healthy bool, err error) {
+	if err != nil {
+		k.log.Warn("the workload is unhealthy", keyErr, err)
+	}
+	k.status.update(func(s *wire.Status) { s.Healthy = &healthy })
 }
 
 // watch supervises the workload until it is over, and stops it when the host,
