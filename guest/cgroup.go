@@ -11,18 +11,29 @@ import (
 const (
 	cgroupRoot     = "/sys/fs/cgroup"
 	workloadCgroup = cgroupRoot + "/workload"
+	sideCgroup     = workloadCgroup + "/side"
 )
 
 // cgroup is the control group of the workload. It ends everything that the
 // workload started, whatever sessions it made, and tells whether the OOM killer
-// was there. A nil *cgroup, where the kernel has none, does nothing.
+// was there. A nil *cgroup, where the kernel has none, does nothing. One
+// goroutine uses it, but for side.
+//
+// Where the workload may be a container engine, the group is delegated: the
+// kernel's controllers are on in it, and processes start in groups below it,
+// each start of the workload in a new one, since no process can start in a
+// group whose controllers somebody turned on. There is no cgroup namespace: in
+// a machine of its own the workload may see, and manage, the whole hierarchy.
 type cgroup struct {
-	files Files
-	f     *os.File // the directory
+	files     Files
+	f         *os.File // the directory to start in
+	delegated bool
+	starts    int
+	beside    *os.File // the directory of what runs beside the workload
 }
 
 // newCgroup makes the workload's control group.
-func newCgroup(files Files) (*cgroup, error) {
+func newCgroup(files Files, delegate bool) (*cgroup, error) {
 	if err := files.MkdirAll(workloadCgroup, 0o755); err != nil {
 		return nil, err
 	}
@@ -30,26 +41,90 @@ func newCgroup(files Files) (*cgroup, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cgroup{files: files, f: f}
-	// Without the memory controller the OOM killer's work goes unnoticed.
-	if err := c.write(cgroupRoot+"/cgroup.subtree_control", "+memory +pids"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	c := &cgroup{files: files, f: f, beside: f}
+	if !delegate {
+		// Without the memory controller the OOM killer's work goes unnoticed.
+		if err := writeControl(files, cgroupRoot+"/cgroup.subtree_control", "+memory +pids"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return c, err
+		}
+		return c, nil
+	}
+	c.delegated = true
+	for _, dir := range []string{cgroupRoot, workloadCgroup} {
+		if err := enableControllers(files, dir); err != nil {
+			return c, err
+		}
+	}
+	if err := files.MkdirAll(sideCgroup, 0o755); err != nil {
 		return c, err
 	}
+	beside, err := files.Open(sideCgroup, os.O_RDONLY)
+	if err != nil {
+		return c, err
+	}
+	c.beside = beside
 	return c, nil
 }
 
+// enableControllers turns on, for the groups below dir, what dir has of what
+// container engines use. What the kernel lacks is not there to be turned on.
+func enableControllers(files Files, dir string) error {
+	b, err := files.ReadFile(dir + "/cgroup.controllers")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var on []string
+	for name := range strings.FieldsSeq(string(b)) {
+		switch name {
+		case "cpu", "cpuset", "io", "memory", "pids", "hugetlb":
+			on = append(on, "+"+name)
+		}
+	}
+	if len(on) == 0 {
+		return nil
+	}
+	return writeControl(files, dir+"/cgroup.subtree_control", strings.Join(on, " "))
+}
+
+// dir is the group to start the workload's next process in, or nil.
 func (c *cgroup) dir() *os.File {
 	if c == nil {
 		return nil
 	}
-	return c.f
+	if !c.delegated {
+		return c.f
+	}
+	c.starts++
+	leaf := workloadCgroup + "/" + strconv.Itoa(c.starts)
+	if err := c.files.MkdirAll(leaf, 0o755); err != nil {
+		return c.f
+	}
+	f, err := c.files.Open(leaf, os.O_RDONLY)
+	if err != nil {
+		return c.f
+	}
+	c.f.Close()
+	c.f = f
+	return f
+}
+
+// side is the group of what runs beside the workload, or nil. It is safe for
+// concurrent use.
+func (c *cgroup) side() *os.File {
+	if c == nil {
+		return nil
+	}
+	return c.beside
 }
 
 // kill ends every process in the group, of which there may be none.
 func (c *cgroup) kill() {
 	if c != nil {
 		// Missing before Linux 5.14; then only the process group is signalled.
-		_ = c.write(workloadCgroup+"/cgroup.kill", "1")
+		_ = writeControl(c.files, workloadCgroup+"/cgroup.kill", "1")
 	}
 }
 
@@ -69,14 +144,4 @@ func (c *cgroup) oomKills() int64 {
 		}
 	}
 	return 0
-}
-
-// write writes to a control file, which must not be replaced.
-func (c *cgroup) write(path, value string) error {
-	f, err := c.files.Open(path, os.O_WRONLY)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
 }

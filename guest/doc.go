@@ -18,20 +18,57 @@
 //     needed makes a later step fail with a clearer message.
 //  4. config: find the disk with the serial wire.ConfigSerial, read and verify
 //     the boot configuration.
-//  5. identity: clock, host name, /etc/hostname, /etc/hosts, /etc/machine-id.
-//     Survived.
+//  5. identity: clock, host name, /etc/hostname, /etc/hosts, /etc/machine-id and,
+//     where name servers are configured, /etc/resolv.conf. Survived.
 //  6. entropy: credit the host's seed to the kernel's pool. Survived.
 //  7. network: loopback, and where configured the NIC with that MAC: MTU,
-//     up, address, default route, /etc/resolv.conf.
-//  8. workload: user, environment, working directory, start.
-//  9. ready: from the start of the workload until its health check first
+//     up, address, default route.
+//  8. root (where the configuration has one): the disk wire.RootSerial read-only
+//     under an overlay, what the initramfs has in /proc, /sys and /dev in it,
+//     change of root. See below.
+//  9. volumes (where the configuration has mounts): disks and tmpfs at their
+//     targets; a new volume is filled from the image.
+//  10. files (with a root): the files of step 5 over the image's, the working
+//     directory, what container engines set (open files, ports below 1024 and
+//     ping for everybody). Then a read-only root becomes so, which is fatal when
+//     it fails; the rest is survived.
+//  11. workload: user, environment, working directory, start.
+//  12. ready: from the start of the workload until its health check first
 //     succeeds; without one, until BaseURL's port accepts; without either, at
 //     once.
-//  10. agent: begin to serve the agent API on the virtio-serial port and on
+//  13. agent: begin to serve the agent API on the virtio-serial port and on
 //     AF_VSOCK, and to listen to the power button. It begins when the workload
-//     is ready or over, at the latest half a second after its start, or as
-//     soon as a step failed, for the host to hear of that. Recorded when the
-//     first of the two listens. A guest that has neither carries on without.
+//     is ready or over, at the latest half a second after its start or after
+//     the first file was copied to a new volume, or as soon as a step failed,
+//     for the host to hear of that. Recorded when the first of the two listens.
+//     A guest that has neither carries on without.
+//
+// # The root of an image
+//
+// The image sees what a container would: its own tree, /tmp and /run included;
+// /proc, /sys with the whole cgroup2 hierarchy, which it may manage, and /dev
+// with pts, shm and mqueue; the machine's own hosts, hostname, resolv.conf and
+// machine-id, mounted over the files that its names lead to, which are made
+// where they are missing and otherwise keep their content. The machine being
+// the boundary, root has all capabilities, nothing in /proc is masked, and
+// neither nosuid nor nodev is on the root. Process 1 stays kestrel.
+//
+// Changes go to an overlay's upper layer: an ext4 disk that lives as long as
+// the VM, or a tmpfs. A read-only root has a tmpfs as well, for what has to be
+// mounted on and the image lacks, and both become read-only before the workload
+// starts.
+//
+// The new root is moved over the initramfs and entered, so that nothing tells
+// it from the root of any machine and user namespaces work in it. The files of
+// the initramfs are removed, this binary included, which lives on for as long
+// as it runs. What kestrel keeps for itself stays on a tmpfs that no path of
+// the new root leads to. A path of the image or of a mount's target is resolved
+// with the new root as its end (resolve.go), and nothing is mounted over /proc,
+// /sys or /dev, whatever the image links to them.
+//
+// A volume is filled when it is empty, lost+found aside: marked, copied, synced,
+// and only then unmarked, so that a power cut in between makes the next boot
+// begin anew. Squashfs and erofs are mounted read-only whatever is asked.
 //
 // # The guard
 //
@@ -57,9 +94,11 @@
 // carried that status (time to fetch the last logs), or 5 s when nobody asks.
 // On request (wire.PathShutdown, SIGTERM, the ACPI power button) the workload's
 // process group gets its stop signal and its grace, then SIGKILL; open log
-// streams are drained and ended; then everything is killed, file systems are
-// synced and unmounted, and the machine powers off. A watchdog powers off when
-// that takes too long. A panic in kestrel takes the same way out.
+// streams are drained and ended; then everything is killed and file systems are
+// synced. Kestrel leaves the root and unmounts volumes, overlay and disks, or
+// makes read-only what stays busy, and the machine powers off. A watchdog
+// powers off when that takes too long. A panic in kestrel takes the same way
+// out.
 //
 // # One owner of wait4
 //

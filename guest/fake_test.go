@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -28,14 +29,17 @@ type fakeSys struct {
 	magic int64
 	start time.Time
 
-	mu       sync.Mutex
-	calls    []string
-	fail     map[string]error // by the call's text
-	panicOn  string           // a call's text
-	port     io.ReadWriteCloser
-	pressed  func()
-	onMount  func(Mount)
-	poweroff chan struct{} // closed by PowerOff
+	mu         sync.Mutex
+	calls      []string
+	fail       map[string]error // by the call's text
+	panicOn    string           // a call's text
+	port       io.ReadWriteCloser
+	pressed    func()
+	onMount    func(Mount)
+	onUnmount  func(target string) error
+	mounts     []Mount
+	failMounts []error       // of the next mounts
+	poweroff   chan struct{} // closed by PowerOff
 }
 
 func newFakeSys(t *testing.T) *fakeSys {
@@ -87,7 +91,8 @@ func (s *fakeSys) Getpid() int                   { return s.pid }
 func (s *fakeSys) FSMagic(string) (int64, error) { return s.magic, nil }
 func (s *fakeSys) Uptime() time.Duration         { return time.Since(s.start) + time.Second }
 func (s *fakeSys) Release() string               { return "6.12.0-fake" }
-func (s *fakeSys) Unmount(target string) error   { return s.call("unmount %s", target) }
+func (s *fakeSys) Detach(target string) error    { return s.call("detach %s", target) }
+func (s *fakeSys) RaiseLimits() error            { return s.call("limits") }
 func (s *fakeSys) LoadModule(path string) error  { return s.call("module %s", path) }
 func (s *fakeSys) SetClock(t time.Time) error {
 	return s.call("clock %s", t.UTC().Format(time.DateOnly))
@@ -99,14 +104,48 @@ func (s *fakeSys) Network(c wire.NetworkConfig) error { return s.call("network %
 func (s *fakeSys) KillAll()                           { _ = s.call("kill all") }
 func (s *fakeSys) Sync()                              { _ = s.call("sync") }
 
+func (s *fakeSys) Unmount(target string) error {
+	if err := s.call("unmount %s", target); err != nil || s.onUnmount == nil {
+		return err
+	}
+	return s.onUnmount(target)
+}
+
 func (s *fakeSys) Mount(m Mount) error {
 	if err := s.call("mount %s %s", m.Type, m.Target); err != nil {
 		return err
+	}
+	s.mounts = append(s.mounts, m)
+	if len(s.failMounts) > 0 {
+		err := s.failMounts[0]
+		s.failMounts = s.failMounts[1:]
+		if err != nil {
+			return err
+		}
 	}
 	if s.onMount != nil {
 		s.onMount(m)
 	}
 	return nil
+}
+
+// SwitchRoot makes the directory the root of the fake's files. What kestrel
+// mounts there besides is linked to.
+func (s *fakeSys) SwitchRoot(path string) (func(string) error, error) {
+	if err := s.call("switch root %s", path); err != nil {
+		return nil, err
+	}
+	old := s.rooted
+	s.rooted = rooted(old.at(path))
+	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+		if err := errors.Join(os.RemoveAll(s.at(dir)), os.Symlink(old.at(dir), s.at(dir))); err != nil {
+			return nil, err
+		}
+	}
+	return func(at string) error {
+		s.rooted = old
+		return s.call("leave root for %s", at)
+	}, nil
 }
 
 // Symlink records, since the targets of /dev are links already.

@@ -17,9 +17,11 @@ func setIdentity(sys Sys, cfg wire.BootConfig) error {
 	errs := []error{
 		sys.SetClock(cfg.Time.Add(sys.Uptime())),
 		sys.SetHostname(cfg.Hostname),
-		sys.WriteFile("/etc/hostname", []byte(cfg.Hostname+"\n"), 0o644),
-		sys.WriteFile("/etc/hosts", hostsFile(cfg), 0o644),
-		sys.WriteFile("/etc/machine-id", []byte(cfg.MachineID+"\n"), 0o444),
+	}
+	if cfg.Root == nil { // else the initramfs is about to go
+		for _, o := range ownFiles(cfg) {
+			errs = append(errs, sys.WriteFile(o.path, o.content, o.perm))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w: %w", errSurvived, err)
@@ -74,13 +76,5 @@ func setNetwork(sys Sys, n *wire.NetworkConfig) error {
 	if n == nil {
 		return nil
 	}
-	if err := sys.Network(*n); err != nil {
-		return err
-	}
-	if b := resolvConf(*n); b != nil {
-		if err := sys.WriteFile("/etc/resolv.conf", b, 0o644); err != nil {
-			return fmt.Errorf("%w: %w", errSurvived, err)
-		}
-	}
-	return nil
+	return sys.Network(*n)
 }

@@ -1,33 +1,86 @@
 package guest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// unmountDisks unmounts every file system that lives on a block device, the
-// latest first. What is in memory goes with the machine.
+const (
+	// busyTimeout is how long file systems may be busy after everything that
+	// used them was killed, which the kernel does in its own time.
+	busyTimeout = 2 * time.Second
+	busyPause   = 10 * time.Millisecond
+)
+
+// mounted is one line of proc_pid_mounts(5).
+type mounted struct{ source, target, kind string }
+
+// kept says whether what is written there outlives the machine, itself or
+// through what is below it.
+func (m mounted) kept() bool { return strings.HasPrefix(m.source, "/dev/") || m.kind == "overlay" }
+
+// below says whether m is mounted somewhere in another file system.
+func (m mounted) below(n mounted) bool {
+	return strings.HasPrefix(m.target, strings.TrimRight(n.target, "/")+"/")
+}
+
+// unmountDisks unmounts every file system that lives on a block device, and the
+// overlays of such. What cannot be unmounted becomes read-only. What is in
+// memory goes with the machine, but must not keep the others busy.
 func unmountDisks(sys Sys) error {
-	b, err := sys.ReadFile("/proc/self/mounts")
+	all, err := readMounts(sys)
 	if err != nil {
 		return fmt.Errorf("unmount: %w", err)
 	}
-	var targets []string
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) >= 2 && strings.HasPrefix(f[0], "/dev/") {
-			targets = append(targets, unescapeMount(f[1]))
+	disks := slices.Clone(all)
+	disks = slices.DeleteFunc(disks, func(m mounted) bool { return !m.kept() })
+	for _, m := range all {
+		if !m.kept() && slices.ContainsFunc(disks, m.below) {
+			_ = sys.Detach(m.target) // it may have gone with its parent
 		}
 	}
 	var errs []error
-	for _, target := range slices.Backward(targets) {
-		errs = append(errs, sys.Unmount(target))
+	deadline := time.Now().Add(busyTimeout)
+	for _, m := range disks {
+		err := sys.Unmount(m.target)
+		for errors.Is(err, unix.EBUSY) && time.Now().Before(deadline) {
+			time.Sleep(busyPause)
+			err = sys.Unmount(m.target)
+		}
+		if err != nil {
+			// The disk is whole then, whoever still looks at it.
+			errs = append(errs, err, sys.Mount(Mount{"", m.target, "", unix.MS_REMOUNT | unix.MS_RDONLY, ""}))
+		}
 	}
 	return errors.Join(errs...)
 }
 
+// readMounts lists what is mounted in the order in which it can be unmounted:
+// the deepest first, and of two in one place the later.
+func readMounts(sys Sys) ([]mounted, error) {
+	b, err := sys.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return nil, err
+	}
+	var all []mounted
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) >= 3 {
+			all = append(all, mounted{unescapeMount(f[0]), unescapeMount(f[1]), f[2]})
+		}
+	}
+	slices.Reverse(all)
+	depth := func(m mounted) int { return strings.Count(strings.TrimRight(m.target, "/"), "/") }
+	slices.SortStableFunc(all, func(a, b mounted) int { return cmp.Compare(depth(b), depth(a)) })
+	return all, nil
+}
+
 // unescapeMount undoes the octal escapes of proc_pid_mounts(5).
 func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#").Replace(s)
 }

@@ -66,6 +66,8 @@ type kestrel struct {
 	reaper   *reaper
 	boot     wire.BootConfig        // final before the agent starts; zero where it could not be read
 	proxy    *httputil.ReverseProxy // to the workload; as boot, and nil where that has no BaseURL
+	root     *root                  // nil where the initramfs is the root
+	serve    func() (stop func())   // startAgent, of which only the first call counts
 
 	begun     chan struct{} // closed by markBegun
 	markBegun func()        // the workload is ready, or over for the first time, or will never be
@@ -163,11 +165,12 @@ func (k *kestrel) life(ctx context.Context) error {
 	if err := k.step("modules", func() error { return loadModules(k.sys) }); err != nil {
 		return err
 	}
+	k.serve = sync.OnceValue(func() func() { return k.startAgent(side) })
 	w, err := k.bringUp(ctx)
 	if err != nil {
 		k.markBegun() // no workload to leave the processor to
 	}
-	closeAgent := k.startAgent(side)
+	closeAgent := k.serve()
 	defer closeAgent()
 	if err == nil {
 		err = k.watch(ctx, w)
@@ -254,20 +257,32 @@ func (k *kestrel) hello() wire.Hello {
 // bringUp takes the steps from the configuration to the workload's start.
 func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 	s := &started{}
+	always := func() bool { return true }
+	rooted := func() bool { return k.boot.Root != nil }
 	steps := []struct {
 		name string
+		when func() bool
 		run  func() error
 	}{
-		{"config", func() error { return k.configure(ctx) }},
-		{"identity", func() error { return setIdentity(k.sys, k.boot) }},
-		{"entropy", func() error { return addEntropy(k.sys, k.boot.Seed) }},
-		{"network", func() error { return setNetwork(k.sys, k.boot.Network) }},
-		{"workload", func() (err error) {
+		{"config", always, func() error { return k.configure(ctx) }},
+		{"identity", always, func() error { return setIdentity(k.sys, k.boot) }},
+		{"entropy", always, func() error { return addEntropy(k.sys, k.boot.Seed) }},
+		{"network", always, func() error { return setNetwork(k.sys, k.boot.Network) }},
+		{"root", rooted, func() error {
+			k.root = &root{sys: k.sys}
+			return k.root.enter(ctx, k.boot)
+		}},
+		{"volumes", func() bool { return len(k.boot.Mounts) > 0 }, func() error { return k.mountVolumes(ctx) }},
+		{"files", rooted, func() error { return k.root.finish(k.boot) }},
+		{"workload", always, func() (err error) {
 			s.w, s.r, err = k.startWorkload()
 			return err
 		}},
 	}
 	for _, step := range steps {
+		if !step.when() {
+			continue
+		}
 		if err := k.step(step.name, step.run); err != nil {
 			return nil, err
 		}
@@ -275,9 +290,31 @@ func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 	return s, nil
 }
 
+// mountVolumes mounts the volumes. To fill a new one may take long: the agent
+// begins to serve meanwhile, and a shutdown need not wait.
+func (k *kestrel) mountVolumes(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	v := volumes{sys: k.sys, copying: sync.OnceFunc(func() {
+		k.serve()
+		k.background(func() {
+			select {
+			case <-k.stop:
+				cancel()
+			case <-ctx.Done():
+			}
+		})
+	})}
+	err := v.mount(ctx, k.boot.Mounts)
+	if errors.Is(err, context.Canceled) {
+		err = fmt.Errorf("stopped before the workload was started: %w", err)
+	}
+	return err
+}
+
 // configure reads the boot configuration.
 func (k *kestrel) configure(ctx context.Context) error {
-	cfg, err := readConfig(ctx, k.sys, configTimeout)
+	cfg, err := readConfig(ctx, k.sys, diskTimeout)
 	if err != nil {
 		return err
 	}
@@ -300,7 +337,7 @@ type started struct {
 }
 
 func (k *kestrel) startWorkload() (*workload, *running, error) {
-	group, err := newCgroup(k.sys)
+	group, err := newCgroup(k.sys, k.boot.Root != nil)
 	if err != nil {
 		k.log.Warn("control group of the workload", keyErr, err)
 	}
@@ -426,7 +463,7 @@ func (k *kestrel) powerOff() error {
 		done <- k.guarded(func() error {
 			k.sys.KillAll()
 			k.sys.Sync()
-			return unmountDisks(k.sys)
+			return errors.Join(k.leaveRoot(), unmountDisks(k.sys))
 		})
 	}()
 	t := time.NewTimer(offTimeout)
@@ -440,4 +477,17 @@ func (k *kestrel) powerOff() error {
 	err := k.sys.PowerOff()
 	k.fatal(err)
 	return err
+}
+
+// leaveRoot takes kestrel itself out of the file systems that are to be
+// unmounted.
+func (k *kestrel) leaveRoot() error {
+	if k.root == nil {
+		return nil
+	}
+	k.root.close()
+	if k.root.leave == nil {
+		return nil
+	}
+	return k.root.leave(rootDir)
 }

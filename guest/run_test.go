@@ -48,6 +48,11 @@ type guestRun struct {
 
 func runGuest(t *testing.T, w wire.WorkloadConfig, edit func(*fakeSys)) *guestRun {
 	t.Helper()
+	return runGuestConfig(t, bootConfig(w), edit)
+}
+
+func runGuestConfig(t *testing.T, cfg wire.BootConfig, edit func(*fakeSys)) *guestRun {
+	t.Helper()
 	requireRoot(t, "starting a process as another user")
 	host, port := net.Pipe()
 	sys := newFakeSys(t)
@@ -56,7 +61,7 @@ func runGuest(t *testing.T, w wire.WorkloadConfig, edit func(*fakeSys)) *guestRu
 	sys.put(t, "/proc/self/mounts", "rootfs / rootfs rw 0 0\n/dev/vdb /data ext4 rw 0 0\n", 0o444)
 	sys.put(t, "/sys/class/virtio-ports/vport0p1/name", wire.SerialPort+"\n", 0o444)
 	sys.put(t, "/sys/block/vda/serial", wire.ConfigSerial, 0o444)
-	image, err := wire.EncodeBoot(bootConfig(w))
+	image, err := wire.EncodeBoot(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

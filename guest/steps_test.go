@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -118,15 +119,20 @@ func TestIdentity(t *testing.T) {
 	}
 	cfg := bootConfig(wire.WorkloadConfig{})
 	cfg.Hostname = "web.example"
+	cfg.Network = &wire.NetworkConfig{Address: netip.MustParsePrefix("192.0.2.7/24"),
+		Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
 	if err := setIdentity(sys, cfg); err != nil {
 		t.Fatal(err)
 	}
-	want := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tweb.example web\n"
+	want := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n192.0.2.7\tweb.example web\n"
 	if got := sys.content(t, "/etc/hosts"); got != want {
 		t.Errorf("/etc/hosts = %q, want %q", got, want)
 	}
 	if got := sys.content(t, "/etc/machine-id"); got != cfg.MachineID+"\n" {
 		t.Errorf("/etc/machine-id = %q", got)
+	}
+	if got := sys.content(t, "/etc/resolv.conf"); got != "nameserver 192.0.2.1\nnameserver 2001:db8::1\n" {
+		t.Errorf("resolv.conf = %q", got)
 	}
 	if !sys.did("hostname web.example") || !sys.did("clock 2030-01-02") {
 		t.Errorf("did %q", sys.called())
@@ -142,12 +148,9 @@ func TestSetNetwork(t *testing.T) {
 	if err := setNetwork(sys, nil); err != nil || !slices.Equal(sys.called(), []string{"loopback"}) {
 		t.Errorf("without a NIC setNetwork() = %v, did %q", err, sys.called())
 	}
-	cfg := wire.NetworkConfig{MAC: "02:56:00:00:00:01", Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
-	if err := setNetwork(sys, &cfg); err != nil {
-		t.Fatal(err)
-	}
-	if got := sys.content(t, "/etc/resolv.conf"); got != "nameserver 192.0.2.1\nnameserver 2001:db8::1\n" {
-		t.Errorf("resolv.conf = %q", got)
+	cfg := wire.NetworkConfig{MAC: "02:56:00:00:00:01"}
+	if err := setNetwork(sys, &cfg); err != nil || !sys.did("network "+cfg.MAC) {
+		t.Errorf("setNetwork() = %v, did %q", err, sys.called())
 	}
 	sys.fail["network "+cfg.MAC] = unix.ENODEV
 	if err := setNetwork(sys, &cfg); !errors.Is(err, unix.ENODEV) || errors.Is(err, errSurvived) {
@@ -157,13 +160,53 @@ func TestSetNetwork(t *testing.T) {
 
 func TestUnmountDisks(t *testing.T) {
 	sys := newFakeSys(t)
-	sys.put(t, "/proc/self/mounts", "rootfs / rootfs rw 0 0\nproc /proc proc rw 0 0\n/dev/vdb /data ext4 rw 0 0\n/dev/vdc /data/my\\040disk ext4 rw 0 0\n", 0o444)
-	sys.fail["unmount /data"] = unix.EBUSY
-	if err := unmountDisks(sys); !errors.Is(err, unix.EBUSY) {
-		t.Errorf("unmountDisks() = %v, want EBUSY", err)
+	sys.put(t, "/proc/self/mounts", `rootfs / rootfs rw 0 0
+proc /proc proc rw 0 0
+tmpfs /run tmpfs rw 0 0
+/dev/vdb /run/lower erofs ro 0 0
+/dev/vdc /run/upper ext4 rw 0 0
+overlay /run/root overlay rw 0 0
+devtmpfs /run/root/dev devtmpfs rw 0 0
+devpts /run/root/dev/pts devpts rw 0 0
+/dev/vdd /run/root/data ext4 rw 0 0
+tmpfs /run/root/data/tmp tmpfs rw 0 0
+/dev/vde /run/root/data/my\040disk ext4 rw 0 0
+`, 0o444)
+	busy := 0
+	sys.onUnmount = func(target string) error {
+		if busy++; target == "/run/root/data" && busy < 5 {
+			return unix.EBUSY // who used it takes time to die
+		}
+		return nil
 	}
-	if want := []string{"unmount /data/my disk", "unmount /data"}; !slices.Equal(sys.called(), want) {
+	sys.fail["unmount /run/upper"] = unix.EPERM
+	if err := unmountDisks(sys); !errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY) {
+		t.Errorf("unmountDisks() = %v, want EPERM and not EBUSY", err)
+	}
+	want := []string{
+		"detach /run/root/data/tmp", "detach /run/root/dev/pts", "detach /run/root/dev",
+		"unmount /run/root/data/my disk",
+		"unmount /run/root/data", "unmount /run/root/data", "unmount /run/root/data", "unmount /run/root/data",
+		"unmount /run/root", "unmount /run/upper", "mount  /run/upper", "unmount /run/lower",
+	}
+	if !slices.Equal(sys.called(), want) {
 		t.Errorf("did %q, want %q", sys.called(), want)
+	}
+}
+
+func TestUnmountDisksThatStayBusy(t *testing.T) {
+	sys := newFakeSys(t)
+	sys.put(t, "/proc/self/mounts", "/dev/vdb /data ext4 rw 0 0\n", 0o444)
+	sys.fail["unmount /data"] = unix.EBUSY
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		err := unmountDisks(sys)
+		if took := time.Since(start); !errors.Is(err, unix.EBUSY) || took < busyTimeout || took > 2*busyTimeout {
+			t.Errorf("unmountDisks() = %v after %v, want EBUSY after %v", err, took, busyTimeout)
+		}
+	})
+	if calls := sys.called(); calls[len(calls)-1] != "mount  /data" {
+		t.Errorf("did %q, want it to be made read-only at last", calls)
 	}
 }
 

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -28,6 +29,16 @@ type Sys interface {
 
 	Mount(m Mount) error
 	Unmount(target string) error
+	// Detach unmounts at once what still may be used.
+	Detach(target string) error
+	// SwitchRoot makes the file system mounted at path the root, for good as
+	// far as others can tell, and frees the memory of the initramfs by removing
+	// what it holds. Its Files are then those of the new root. Leave goes back
+	// and moves the file system to the directory at, where it can be unmounted.
+	SwitchRoot(path string) (leave func(at string) error, err error)
+	// RaiseLimits gives what is started from now on the resource limits of a
+	// container.
+	RaiseLimits() error
 	LoadModule(path string) error
 	SetClock(t time.Time) error
 	SetHostname(name string) error
@@ -65,7 +76,8 @@ type Mount struct {
 
 // Files is the part of Sys that deals in files.
 type Files interface {
-	// ReadFile fails on files of more than 1 MiB.
+	// ReadFile fails on files of more than 1 MiB, and on what is not a file: a
+	// pipe or a device could block for ever.
 	ReadFile(path string) ([]byte, error)
 	// WriteFile replaces the file whole, also where path is a symbolic link,
 	// and makes its directory.
@@ -76,6 +88,9 @@ type Files interface {
 	Glob(pattern string) ([]string, error)
 	Open(path string, flag int) (*os.File, error)
 	Stat(path string) (fs.FileInfo, error)
+	Lstat(path string) (fs.FileInfo, error)
+	Readlink(path string) (string, error)
+	Rename(from, to string) error
 }
 
 // Processes is the part of Sys that deals in processes.
@@ -110,11 +125,16 @@ type rooted string
 func (r rooted) at(path string) string { return filepath.Join(string(r), path) }
 
 func (r rooted) ReadFile(path string) ([]byte, error) {
-	f, err := os.Open(r.at(path))
+	f, err := os.OpenFile(r.at(path), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("not a regular file (mode %v)", info.Mode())}
+	}
 	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err == nil && len(b) > maxFile {
 		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("file is larger than 1 MiB")}
@@ -146,6 +166,9 @@ func (r rooted) MkdirAll(path string, perm fs.FileMode) error { return os.MkdirA
 func (r rooted) Remove(path string) error                     { return os.Remove(r.at(path)) }
 func (r rooted) Symlink(target, path string) error            { return os.Symlink(target, r.at(path)) }
 func (r rooted) Stat(path string) (fs.FileInfo, error)        { return os.Stat(r.at(path)) }
+func (r rooted) Lstat(path string) (fs.FileInfo, error)       { return os.Lstat(r.at(path)) }
+func (r rooted) Readlink(path string) (string, error)         { return os.Readlink(r.at(path)) }
+func (r rooted) Rename(from, to string) error                 { return os.Rename(r.at(from), r.at(to)) }
 func (r rooted) Open(path string, flag int) (*os.File, error) {
 	return os.OpenFile(r.at(path), flag, 0)
 }

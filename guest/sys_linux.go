@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -72,6 +73,87 @@ func (kernel) Unmount(target string) error {
 		return err
 	}
 	return mount.Unmount(target, false, false)
+}
+
+func (kernel) Detach(target string) error {
+	if err := mine("detach"); err != nil {
+		return err
+	}
+	return mount.Unmount(target, false, true)
+}
+
+// SwitchRoot moves the mount at root onto "/" and enters it. Merely to chroot
+// would do for the workload's eyes, but the kernel refuses user namespaces to
+// who is in a chroot. The initramfs stays below, where a file descriptor leads.
+func (kernel) SwitchRoot(root string) (func(string) error, error) {
+	if err := mine("switch root"); err != nil {
+		return nil, err
+	}
+	old, err := os.Open("/")
+	if err != nil {
+		return nil, err
+	}
+	if err := switchRoot(old, root); err != nil {
+		return nil, errors.Join(err, old.Close())
+	}
+	// What cannot be removed costs its memory and nothing else.
+	_ = removeContents(old, nil)
+	return func(at string) error { return leaveRoot(old, at) }, nil
+}
+
+func switchRoot(old *os.File, root string) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(old.Fd()), &st); err != nil {
+		return os.NewSyscallError("statfs", err)
+	}
+	if st.Type != unix.RAMFS_MAGIC && st.Type != unix.TMPFS_MAGIC {
+		return fmt.Errorf("switch root: %w: / is not an initramfs (file system type %#x)", ErrRefused, st.Type)
+	}
+	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return &fs.PathError{Op: "move mount", Path: root, Err: err}
+	}
+	if err := unix.Chroot("."); err != nil {
+		return os.NewSyscallError("chroot", err)
+	}
+	return os.Chdir("/")
+}
+
+// leaveRoot goes back to the initramfs, whose root is old, and moves the root
+// file system away from above it.
+func leaveRoot(old *os.File, at string) error {
+	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: "/", Err: err}
+	}
+	defer unix.Close(root)
+	if err := old.Chdir(); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return os.NewSyscallError("chroot", err)
+	}
+	if err := unix.MoveMount(root, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return &fs.PathError{Op: "move mount", Path: at, Err: err}
+	}
+	return nil
+}
+
+// maxOpenFiles is what container engines give, and the kernel's own bound
+// (fs.nr_open).
+const maxOpenFiles = 1 << 20
+
+// RaiseLimits is about open files alone: everything else the kernel derives
+// from the machine's memory, which is the workload's own.
+func (kernel) RaiseLimits() error {
+	if err := mine("raise limits"); err != nil {
+		return err
+	}
+	// Not unix.Setrlimit: this one tells the Go runtime that children are to
+	// have the limit too.
+	return os.NewSyscallError("setrlimit", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: maxOpenFiles, Max: maxOpenFiles}))
 }
 
 func (kernel) LoadModule(path string) error {

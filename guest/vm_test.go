@@ -90,6 +90,18 @@ func (im *image) build(dir string) error {
 // testImage is built by the first VM test. Its directory is removed by TestMain.
 var testImage image
 
+func buildTestImage(t *testing.T) {
+	t.Helper()
+	testImage.once.Do(func() {
+		if testImage.dir, testImage.err = os.MkdirTemp("", "guest-test-"); testImage.err == nil {
+			testImage.err = testImage.build(testImage.dir)
+		}
+	})
+	if testImage.err != nil {
+		t.Fatal(testImage.err)
+	}
+}
+
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if testImage.dir != "" {
@@ -118,25 +130,31 @@ func sampleConfig(workload wire.WorkloadConfig) wire.BootConfig {
 	}
 }
 
+// disk is one more disk of a machine.
+type disk struct {
+	serial, path string
+	readOnly     bool
+}
+
 // boot starts a VM. config is the content of the configuration disk.
 func boot(t *testing.T, config []byte) *machine {
 	t.Helper()
-	kernel := os.Getenv("VOLANT_TEST_KERNEL")
+	return bootDisks(t, "VOLANT_TEST_KERNEL", config)
+}
+
+// bootDisks starts a VM with the kernel that an environment variable names, and
+// with further disks.
+func bootDisks(t *testing.T, kernelEnv string, config []byte, disks ...disk) *machine {
+	t.Helper()
+	kernel := os.Getenv(kernelEnv)
 	if kernel == "" {
-		skip(t, "VOLANT_TEST_KERNEL names no kernel to boot")
+		skip(t, "%s names no kernel to boot", kernelEnv)
 	}
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		skip(t, "no QEMU: %v", err)
 	}
-	testImage.once.Do(func() {
-		if testImage.dir, testImage.err = os.MkdirTemp("", "guest-test-"); testImage.err == nil {
-			testImage.err = testImage.build(testImage.dir)
-		}
-	})
-	if testImage.err != nil {
-		t.Fatal(testImage.err)
-	}
+	buildTestImage(t)
 	// Not t.TempDir: the path of a Unix socket has 107 bytes at most.
 	dir, err := os.MkdirTemp("", "guest-vm-")
 	if err != nil {
@@ -150,19 +168,25 @@ func boot(t *testing.T, config []byte) *machine {
 	if khz := hostKHz(); khz != "" {
 		cmdline += " tsc=reliable tsc_early_khz=" + khz
 	}
-	m.cmd = exec.Command(qemu, "-M", "microvm", "-accel", "tcg,tb-size=32", "-cpu", "max", "-smp", "1", "-m", "128",
+	args := []string{"-M", "microvm", "-accel", "tcg,tb-size=32", "-cpu", "max", "-smp", "1", "-m", "128",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", kernel, "-initrd", filepath.Join(testImage.dir, "initramfs"), "-append", cmdline,
-		"-chardev", "file,id=con,path="+m.path("console"), "-serial", "chardev:con",
-		"-qmp", "unix:"+m.path("qmp")+",server=on,wait=off",
-		"-drive", "id=cfg,if=none,format=raw,readonly=on,file="+m.path("config"),
-		"-device", "virtio-blk-device,drive=cfg,serial="+wire.ConfigSerial,
-		"-chardev", "socket,id=agent,path="+m.path("agent")+",server=on,wait=off",
+		"-chardev", "file,id=con,path=" + m.path("console"), "-serial", "chardev:con",
+		"-qmp", "unix:" + m.path("qmp") + ",server=on,wait=off",
+		"-drive", "id=cfg,if=none,format=raw,readonly=on,file=" + m.path("config"),
+		"-device", "virtio-blk-device,drive=cfg,serial=" + wire.ConfigSerial,
+		"-chardev", "socket,id=agent,path=" + m.path("agent") + ",server=on,wait=off",
 		"-device", "virtio-serial-device,max_ports=2",
-		"-device", "virtserialport,nr=1,chardev=agent,name="+wire.SerialPort,
+		"-device", "virtserialport,nr=1,chardev=agent,name=" + wire.SerialPort,
 		// A NIC that leads nowhere, beside the one that is configured.
 		"-netdev", "hubport,id=n0,hubid=0", "-device", "virtio-net-device,netdev=n0,mac=02:56:00:00:00:01",
-		"-netdev", "hubport,id=n1,hubid=1", "-device", "virtio-net-device,netdev=n1,mac=02:56:00:00:00:02")
+		"-netdev", "hubport,id=n1,hubid=1", "-device", "virtio-net-device,netdev=n1,mac=02:56:00:00:00:02"}
+	for i, d := range disks {
+		readOnly := map[bool]string{true: "on", false: "off"}[d.readOnly]
+		args = append(args, "-drive", fmt.Sprintf("id=d%d,if=none,format=raw,readonly=%s,file=%s", i, readOnly, d.path),
+			"-device", fmt.Sprintf("virtio-blk-device,drive=d%d,serial=%s", i, d.serial))
+	}
+	m.cmd = exec.Command(qemu, args...)
 	var stderr bytes.Buffer
 	m.cmd.Stderr = &stderr
 	if err := m.cmd.Start(); err != nil {

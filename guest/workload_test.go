@@ -319,7 +319,7 @@ func TestNilCgroup(t *testing.T) {
 	}
 	sys := newFakeSys(t)
 	sys.put(t, "/sys/fs/cgroup/cgroup.subtree_control", "", 0o644)
-	g, err := newCgroup(sys)
+	g, err := newCgroup(sys, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,4 +334,29 @@ func TestNilCgroup(t *testing.T) {
 		t.Error("kill made a file")
 	}
 	g.f.Close()
+}
+
+func TestDelegatedCgroup(t *testing.T) {
+	sys := newFakeSys(t)
+	for _, dir := range []string{cgroupRoot, workloadCgroup} {
+		sys.put(t, dir+"/cgroup.controllers", "cpuset cpu memory pids rdma misc\n", 0o444)
+		sys.put(t, dir+"/cgroup.subtree_control", "", 0o644)
+	}
+	g, err := newCgroup(sys, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{cgroupRoot, workloadCgroup} {
+		if got := sys.content(t, dir+"/cgroup.subtree_control"); got != "+cpuset +cpu +memory +pids" {
+			t.Errorf("in %s subtree_control = %q", dir, got)
+		}
+	}
+	for _, want := range []string{"/1", "/2"} {
+		if got := g.dir(); got == nil || got.Name() != sys.at(workloadCgroup+want) {
+			t.Errorf("the workload starts in %v, want %s", got.Name(), want)
+		}
+	}
+	if got := g.side().Name(); got != sys.at(sideCgroup) {
+		t.Errorf("what runs beside it starts in %s", got)
+	}
 }

@@ -24,6 +24,8 @@ func main() {
 	case "exit":
 		fmt.Fprintln(os.Stderr, "last words")
 		os.Exit(number(os.Args[2]))
+	case "euid":
+		fmt.Printf("euid=%d\n", os.Geteuid())
 	case "fork":
 		if _, err := os.StartProcess("/proc/self/exe", []string{"workload", "nap"}, &os.ProcAttr{}); err != nil {
 			panic(err)

@@ -1,0 +1,327 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/guest/wire"
+)
+
+// Where the parts of the root are put together. All of it is on the tmpfs of
+// the initramfs, which nobody sees any more once the root was changed.
+const (
+	stageDir = "/run/kestrel"
+	lowerDir = stageDir + "/lower" // the read-only disk
+	upperDir = stageDir + "/upper" // the file system of the changes
+	rootDir  = stageDir + "/root"  // the overlay of the two
+	ownDir   = stageDir + "/own"   // files that are the machine's
+)
+
+// root is the root file system of a guest whose root is not its initramfs.
+type root struct {
+	sys   Sys
+	leave func(at string) error // set once the root was changed
+	upper *os.File              // upperDir
+	own   []ownFile             // open in ownDir
+}
+
+// close lets go of what would keep the file systems busy.
+func (r *root) close() {
+	if r.upper != nil {
+		r.upper.Close()
+	}
+	for _, o := range r.own {
+		o.f.Close()
+	}
+	r.upper, r.own = nil, nil
+}
+
+// enter mounts the root, makes it look as a container's does, and changes to
+// it. An error that is errSurvived came after nothing that matters failed.
+func (r *root) enter(ctx context.Context, cfg wire.BootConfig) error {
+	if err := r.mount(ctx, *cfg.Root); err != nil {
+		return err
+	}
+	survived := mountQueues(r.sys)
+	if err := graft(r.sys); err != nil {
+		return err
+	}
+	var err error
+	if r.upper, err = r.sys.Open(upperDir, os.O_RDONLY|unix.O_DIRECTORY); err != nil {
+		return err
+	}
+	if r.own, err = stageOwn(r.sys, cfg); err != nil {
+		return err
+	}
+	if r.leave, err = r.sys.SwitchRoot(rootDir); err != nil {
+		return err
+	}
+	if survived != nil {
+		return fmt.Errorf("%w: %w", errSurvived, survived)
+	}
+	return nil
+}
+
+// mount mounts the overlay at rootDir. It has neither nosuid nor nodev: a
+// container's root has neither, and what a process may do with a device is for
+// the virtual machine to bound.
+func (r *root) mount(ctx context.Context, cfg wire.RootConfig) error {
+	for _, dir := range []string{lowerDir, upperDir, rootDir} {
+		if err := r.sys.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	device, err := awaitDisk(ctx, r.sys, wire.RootSerial, diskTimeout)
+	if err == nil {
+		_, err = mountDisk(r.sys, device, lowerDir, true)
+	}
+	if err != nil {
+		return fmt.Errorf("root disk: %w", err)
+	}
+	switch cfg.Upper {
+	case wire.UpperDisk:
+		if err = mountUpper(ctx, r.sys); err != nil {
+			return fmt.Errorf("disk of the root's changes: %w", err)
+		}
+	case wire.UpperMemory:
+		err = r.sys.Mount(Mount{"tmpfs", upperDir, "tmpfs", 0, tmpfsOptions(0o755, cfg.SizeMiB)})
+	default:
+		// Nothing but directories to mount on, which a tmpfs does not count.
+		err = r.sys.Mount(Mount{"tmpfs", upperDir, "tmpfs", 0, tmpfsOptions(0o755, 1)})
+	}
+	if err != nil {
+		return err
+	}
+	if err := makeUpper(r.sys); err != nil {
+		return fmt.Errorf("disk of the root's changes: %w", err)
+	}
+	return r.sys.Mount(Mount{"overlay", rootDir, "overlay", 0, overlayOptions()})
+}
+
+// overlayOptions says everything that the kernel's configuration would decide
+// otherwise: an upper layer made under one kernel must be read under another.
+// Directories of the image can be renamed (redirect_dir), inode numbers are
+// those of one file system (xino), and a file whose owner changes is copied
+// whole, so that the upper layer is complete without further features.
+func overlayOptions() string {
+	return "lowerdir=" + lowerDir + ",upperdir=" + upperDir + "/upper,workdir=" + upperDir + "/work" +
+		",redirect_dir=on,metacopy=off,index=off,xino=auto"
+}
+
+func tmpfsOptions(mode uint32, sizeMiB int) string {
+	s := fmt.Sprintf("mode=%04o", mode)
+	if sizeMiB > 0 {
+		s += fmt.Sprintf(",size=%dm", sizeMiB)
+	}
+	return s
+}
+
+func mountUpper(ctx context.Context, sys Sys) error {
+	device, err := awaitDisk(ctx, sys, wire.UpperSerial, diskTimeout)
+	if err != nil {
+		return err
+	}
+	kind, err := mountDisk(sys, device, upperDir, false)
+	if err == nil && kind != fsExt4 {
+		err = fmt.Errorf("%s: is %s, which cannot be written to", device, kind)
+	}
+	return err
+}
+
+// makeUpper makes the overlay's two directories on an upper file system that
+// has none. The directory of the changes is the root directory that everybody
+// sees: it has the owner and mode of the image's.
+func makeUpper(sys Sys) error {
+	const dir, made = upperDir + "/upper", upperDir + "/upper.new"
+	if err := sys.MkdirAll(upperDir+"/work", 0o700); err != nil {
+		return err
+	}
+	if _, err := sys.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := sys.MkdirAll(made, 0o755); err != nil {
+		return err
+	}
+	info, err := sys.Stat(lowerDir)
+	if err != nil {
+		return err
+	}
+	f, err := sys.Open(made, os.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	uid, gid := owner(info)
+	err = errors.Join(f.Chown(uid, gid), f.Chmod(info.Mode()), f.Close())
+	if err != nil {
+		return err
+	}
+	return sys.Rename(made, dir) // whole or not at all
+}
+
+// mountQueues mounts what a container has in /dev beyond what every guest has.
+func mountQueues(sys Sys) error {
+	const dir = "/dev/mqueue"
+	if err := sys.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return sys.Mount(Mount{"mqueue", dir, "mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""})
+}
+
+// graft shows what is mounted in the initramfs in the new root too. The
+// image's own /run and /tmp stay, as in a container. Nothing is moved away, so
+// that a boot that fails later can still be told of.
+func graft(sys Sys) error {
+	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+		at := rootDir + dir
+		info, err := sys.Lstat(at)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = sys.MkdirAll(at, 0o755); err == nil {
+				info, err = sys.Lstat(at)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("%s of the image is no directory (mode %v)", dir, info.Mode())
+		}
+		if err := sys.Mount(Mount{dir, at, "", unix.MS_BIND | unix.MS_REC, ""}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ownFile is a file that is the machine's, whatever the image has there.
+type ownFile struct {
+	path    string
+	content []byte
+	perm    fs.FileMode
+	f       *os.File // of the staged copy
+}
+
+// ownFiles lists the files that say who and where this machine is.
+func ownFiles(cfg wire.BootConfig) []ownFile {
+	files := []ownFile{
+		{path: "/etc/hostname", content: []byte(cfg.Hostname + "\n"), perm: 0o644},
+		{path: "/etc/hosts", content: hostsFile(cfg), perm: 0o644},
+		{path: "/etc/machine-id", content: []byte(cfg.MachineID + "\n"), perm: 0o444},
+	}
+	if cfg.Network != nil {
+		if b := resolvConf(*cfg.Network); b != nil {
+			files = append(files, ownFile{path: "/etc/resolv.conf", content: b, perm: 0o644})
+		}
+	}
+	return files
+}
+
+// stageOwn writes the machine's files where the new root does not lead, and
+// opens them.
+func stageOwn(sys Sys, cfg wire.BootConfig) ([]ownFile, error) {
+	files := ownFiles(cfg)
+	for i := range files {
+		o := &files[i]
+		staged := path.Join(ownDir, path.Base(o.path))
+		err := sys.WriteFile(staged, o.content, o.perm)
+		if err == nil {
+			o.f, err = sys.Open(staged, os.O_RDONLY)
+		}
+		if err != nil {
+			return files[:i], err
+		}
+	}
+	return files, nil
+}
+
+// finish does what comes after the volumes: the machine's own files over the
+// image's, the working directory, the limits of a container; then it makes a
+// read-only root read-only. All but the last is survived.
+func (r *root) finish(cfg wire.BootConfig) error {
+	var survived []error
+	for _, o := range r.own {
+		if err := o.mount(r.sys); err != nil {
+			survived = append(survived, fmt.Errorf("%s: %w", o.path, err))
+		}
+	}
+	if dir, err := resolve(r.sys, cfg.Workload.Workdir); err != nil {
+		survived = append(survived, fmt.Errorf("working directory: %w", err))
+	} else if err := r.sys.MkdirAll(dir, 0o755); err != nil {
+		survived = append(survived, fmt.Errorf("working directory: %w", err))
+	}
+	survived = append(survived, setSysctls(r.sys), r.sys.RaiseLimits())
+	if cfg.Root.Upper == wire.UpperReadOnly {
+		if err := r.seal(); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(survived...); err != nil {
+		return fmt.Errorf("%w: %w", errSurvived, err)
+	}
+	return nil
+}
+
+// mount mounts the staged file over the image's, which is made where it is
+// missing: the image's own content stays as it is. The mount is on the file
+// that the path leads to, as in a container.
+func (o ownFile) mount(sys Sys) error {
+	at, err := resolveOwn(sys, o.path)
+	if err != nil {
+		return err
+	}
+	info, err := sys.Lstat(at)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := sys.WriteFile(at, nil, o.perm); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s of the image is no regular file (mode %v)", at, info.Mode())
+	}
+	return sys.Mount(Mount{procFD(o.f), at, "", unix.MS_BIND, ""})
+}
+
+// procFD is a path to an open file, wherever that is.
+func procFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// seal makes the root read-only, and what is above the image too, so that the
+// workload cannot take it back.
+func (r *root) seal() error {
+	if err := r.sys.Mount(Mount{"", "/", "", unix.MS_REMOUNT | unix.MS_RDONLY, ""}); err != nil {
+		return fmt.Errorf("make the root read-only: %w", err)
+	}
+	return r.sys.Mount(Mount{"", procFD(r.upper), "", unix.MS_REMOUNT | unix.MS_RDONLY, ""})
+}
+
+// setSysctls gives an image what it is used to from container engines: ports
+// below 1024 and ping are for everybody.
+func setSysctls(sys Sys) error {
+	var errs []error
+	for _, s := range [][2]string{
+		{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+		{"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
+	} {
+		if err := writeControl(sys, s[0], s[1]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// writeControl writes to a control file of the kernel, which must not be
+// replaced.
+func writeControl(files Files, path, value string) error {
+	f, err := files.Open(path, os.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
