@@ -16,9 +16,10 @@ import (
 const parallel = 3
 
 // assemble makes an Image of a manifest and its verified configuration: layer
-// gets one layer, several at a time, each diff ID once.
+// gets layers[n], several at a time, each diff ID once. Layers of unknown digest
+// have none.
 func assemble(ctx context.Context, where string, opts *Options, layers []v1.Descriptor, config []byte,
-	layer func(ctx context.Context, d *v1.Descriptor, diffID string) (LayerFile, error)) (*Image, error) {
+	layer func(ctx context.Context, n int, diffID string) (LayerFile, error)) (*Image, error) {
 	c, err := parseConfig(where, config)
 	if err != nil {
 		return nil, err
@@ -39,10 +40,12 @@ func assemble(ctx context.Context, where string, opts *Options, layers []v1.Desc
 	var compressed int64
 	for i := range layers {
 		d, id := &layers[i], diffIDs[i]
-		if was, ok := content[d.Digest]; ok && was != id {
-			return nil, errorf(ErrInvalid, "%s: layer %s is said to have two diff IDs", where, d.Digest)
+		if d.Digest != (v1.Hash{}) {
+			if was, ok := content[d.Digest]; ok && was != id {
+				return nil, errorf(ErrInvalid, "%s: layer %s is said to have two diff IDs", where, d.Digest)
+			}
+			content[d.Digest] = id
 		}
-		content[d.Digest] = id
 		if _, ok := first[id]; !ok {
 			first[id] = i
 			// Sizes are a stranger's: compare without adding past the limit.
@@ -66,7 +69,7 @@ func assemble(ctx context.Context, where string, opts *Options, layers []v1.Desc
 			if gctx.Err() != nil {
 				return context.Cause(gctx)
 			}
-			f, err := layer(gctx, &layers[i], id.String())
+			f, err := layer(gctx, i, id.String())
 			img.Layers[i] = f
 			return err
 		})

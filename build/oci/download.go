@@ -133,6 +133,13 @@ func (b *blob) more(ctx context.Context, e *endpoint) (progress bool, err error)
 		return false, err
 	}
 	defer resp.Body.Close()
+	if n := resp.ContentLength; resp.StatusCode == http.StatusOK && n >= 0 && n != b.d.Size {
+		kind := ErrTruncated
+		if n > b.d.Size {
+			kind = ErrDigest
+		}
+		return false, errors.Join(errorf(kind, "%s: %s has %d bytes for %s, which has %d by its manifest: it is damaged there", b.ref, e.host, n, what, b.d.Size), b.restart())
+	}
 	if b.n > 0 && !continues(resp, b.n, b.d.Size) {
 		if err := b.restart(); err != nil {
 			return false, err

@@ -6,8 +6,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -339,4 +341,21 @@ func smallDisk(t *testing.T, size int) string {
 		}
 	})
 	return dir
+}
+
+// checkDiffID reads a layer and compares its digest with its name.
+func checkDiffID(t *testing.T, l oci.LayerFile) {
+	t.Helper()
+	r, err := l.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, r); err != nil {
+		t.Fatal(err)
+	}
+	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != l.DiffID {
+		t.Errorf("layer %s has digest %s", l.DiffID, got)
+	}
 }

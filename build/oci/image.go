@@ -66,6 +66,13 @@ type Options struct {
 	// zero means this machine's.
 	Platform Platform
 	Limits   Limits
+	// Select chooses one of several images of an archive or layout: by a name
+	// that it has there, or by the digest that is its ID. Empty takes all. A
+	// pull has no use for it.
+	Select string
+	// Name, unless zero, becomes the image's only reference. An archive or
+	// layout must then have, or Select leave, one image. A pull has no use for it.
+	Name Reference
 	// Progress, where set, is told of steps "resolve" and "download", one call
 	// at a time, a few times a second. It must not block for long.
 	Progress func(api.ImageProgress)

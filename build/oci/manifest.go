@@ -90,6 +90,19 @@ func checkDescriptor(where string, d *v1.Descriptor) error {
 	return nil
 }
 
+// check says whether the parts of a manifest are such as we take.
+func (d *document) check(where string, limits Limits) error {
+	for i := range d.Layers {
+		if err := checkLayer(where, i+1, &d.Layers[i]); err != nil {
+			return err
+		}
+	}
+	if d.Config.Size > limits.ConfigBytes {
+		return errorf(ErrLimit, "%s: the configuration has %d bytes, the limit is %d", where, d.Config.Size, limits.ConfigBytes)
+	}
+	return nil
+}
+
 // checkLayer refuses what is no layer of a container image.
 func checkLayer(where string, n int, d *v1.Descriptor) error {
 	m := string(d.MediaType)
@@ -138,6 +151,9 @@ func choose(where string, list []v1.Descriptor, want Platform) (*v1.Descriptor, 
 			best, bestRank = d, rank
 		}
 	}
+	if best == nil && has == nil {
+		return nil, errorf(ErrInvalid, "%s: holds no container image", where)
+	}
 	if best == nil {
 		return nil, platformError(where, want, has)
 	}
@@ -151,9 +167,6 @@ func platformError(where string, want Platform, has []string) error {
 		}
 	}
 	there := strings.Join(has, ", ")
-	if there == "" {
-		there = "no platform at all"
-	}
 	if want == ThisPlatform() {
 		return errorf(ErrPlatform, "%s: is not there for this machine, %s: it is there for %s", where, want, there)
 	}

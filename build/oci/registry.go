@@ -137,19 +137,16 @@ func (r *Registry) Pull(ctx context.Context, ref Reference, auth *api.RegistryAu
 	if err != nil {
 		return nil, err
 	}
-	for i := range doc.Layers {
-		if err := checkLayer(where, i+1, &doc.Layers[i]); err != nil {
-			return nil, err
-		}
-	}
-	if doc.Config.Size > opts.Limits.ConfigBytes {
-		return nil, errorf(ErrLimit, "%s: the configuration has %d bytes, the limit is %d", where, doc.Config.Size, opts.Limits.ConfigBytes)
+	if err := doc.check(where, opts.Limits); err != nil {
+		return nil, err
 	}
 	config, err := p.config(ctx, doc.Config)
 	if err != nil {
 		return nil, err
 	}
-	img, err := assemble(ctx, where, &opts, doc.Layers, config, p.layer)
+	img, err := assemble(ctx, where, &opts, doc.Layers, config, func(ctx context.Context, n int, diffID string) (LayerFile, error) {
+		return p.layer(ctx, &doc.Layers[n], diffID)
+	})
 	if err != nil {
 		return nil, err
 	}

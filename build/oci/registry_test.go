@@ -466,6 +466,14 @@ func TestPullFaults(t *testing.T) {
 			}
 			return data != nil
 		}},
+		{name: "short layer", kind: oci.ErrTruncated, says: "damaged there", fault: func(w http.ResponseWriter, r *http.Request) bool {
+			data := big(w, r)
+			if data != nil {
+				w.Header().Set("Content-Length", fmt.Sprint(len(data)-1))
+				w.Write(data[:len(data)-1])
+			}
+			return data != nil
+		}},
 		{name: "broken ranges", fault: func(w http.ResponseWriter, r *http.Request) bool {
 			data := big(w, r)
 			switch {
@@ -477,6 +485,7 @@ func TestPullFaults(t *testing.T) {
 				w.Write(data[5:])
 			case broken == 0:
 				broken++
+				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 				w.Write(data[:1000])
 			default:
 				w.Write(data)
