@@ -481,7 +481,7 @@ func cleanName(name string) (string, error) {
 // system on disk can hold, and takes the slice over.
 func (i *Inode) SetXattrs(all []Xattr) error {
 	all = slices.DeleteFunc(all, func(x Xattr) bool { return !kept(x.Name) })
-	if len(all) == 0 {
+	if len(all) == 0 && i.extra == nil {
 		return nil
 	}
 	for _, x := range all {
