@@ -63,6 +63,15 @@ func Layer(b []byte) layers.Layer {
 // order of their first names. Large content is printed as its digest.
 func Dump(t testing.TB, tree *layers.Tree) string {
 	t.Helper()
+	s, err := Text(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Text is Dump outside of a test.
+func Text(tree *layers.Tree) (string, error) {
 	tree.Index()
 	var out strings.Builder
 	numbers := make(map[*layers.Inode]int)
@@ -97,12 +106,10 @@ func Dump(t testing.TB, tree *layers.Tree) string {
 		return nil
 	}
 	if err := line(".", tree.Root); err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	if err := tree.Walk(line); err != nil {
-		t.Fatal(err)
-	}
-	return out.String()
+	err := tree.Walk(line)
+	return out.String(), err
 }
 
 func content(n *layers.Node) (string, error) {
