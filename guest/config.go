@@ -10,23 +10,23 @@ import (
 )
 
 // readConfig waits for the configuration disk and reads it.
-func readConfig(ctx context.Context, sys Sys, timeout time.Duration) (wire.BootConfig, error) {
-	disk, err := awaitDisk(ctx, sys, wire.ConfigSerial, timeout)
+func readConfig(ctx context.Context, d *disks, timeout time.Duration) (wire.BootConfig, error) {
+	device, err := d.await(ctx, wire.ConfigSerial, timeout)
 	if err != nil {
 		return wire.BootConfig{}, err
 	}
-	return readConfigDisk(sys, disk)
+	return readConfigDisk(d.files, device)
 }
 
-func readConfigDisk(sys Sys, disk string) (wire.BootConfig, error) {
-	f, err := sys.Open(disk, os.O_RDONLY)
+func readConfigDisk(files Files, device string) (wire.BootConfig, error) {
+	f, err := files.Open(device, os.O_RDONLY)
 	if err != nil {
 		return wire.BootConfig{}, err
 	}
 	defer f.Close()
 	cfg, err := wire.DecodeBoot(f)
 	if err != nil {
-		return wire.BootConfig{}, fmt.Errorf("%s: %w", disk, err)
+		return wire.BootConfig{}, fmt.Errorf("%s: %w", device, err)
 	}
 	return cfg, nil
 }

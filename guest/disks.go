@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,41 +21,66 @@ import (
 // seconds.
 const diskTimeout = 30 * time.Second
 
-// awaitDisk waits for the disk with a virtio serial and returns its device.
-func awaitDisk(ctx context.Context, sys Files, serial string, timeout time.Duration) (string, error) {
+// disks finds disks by their virtio serials. A disk is asked for its serial
+// once, which is a request to the hypervisor and took milliseconds under
+// emulation. One goroutine uses it.
+type disks struct {
+	files   Files
+	serials map[string]string // by device
+}
+
+func newDisks(files Files) *disks { return &disks{files, make(map[string]string)} }
+
+// await waits for the disk with a serial and returns its device.
+func (d *disks) await(ctx context.Context, serial string, timeout time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		disk, seen := findDisk(sys, serial)
-		if disk != "" {
-			return disk, nil
+		if device := d.find(serial); device != "" {
+			return device, nil
 		}
 		if !sleep(ctx, wait) {
-			return "", fmt.Errorf("no disk with the serial %q within %s (disks: %s)", serial, timeout, seen)
+			return "", fmt.Errorf("no disk with the serial %q within %s (disks: %s)", serial, timeout, d)
 		}
 	}
 }
 
-// findDisk returns the device of the disk with a virtio serial, and for the
-// error message what other disks there are.
-func findDisk(sys Files, serial string) (device, seen string) {
-	paths, _ := sys.Glob("/sys/block/*/serial")
-	var others []string
+// find returns the device of the disk with a serial, or "".
+func (d *disks) find(serial string) string {
+	for device, s := range d.serials {
+		if s == serial {
+			return device
+		}
+	}
+	paths, _ := d.files.Glob("/sys/block/*/serial")
 	for _, p := range paths {
-		b, err := sys.ReadFile(p)
+		device := "/dev/" + path.Base(path.Dir(p))
+		if _, known := d.serials[device]; known {
+			continue
+		}
+		b, err := d.files.ReadFile(p)
 		if err != nil {
 			continue // went away
 		}
-		name := path.Base(path.Dir(p))
-		if strings.TrimSpace(string(b)) == serial {
-			return "/dev/" + name, ""
+		d.serials[device] = strings.TrimSpace(string(b))
+		if d.serials[device] == serial {
+			return device
 		}
-		others = append(others, fmt.Sprintf("%s=%q", name, strings.TrimSpace(string(b))))
 	}
-	if others == nil {
-		return "", "none"
+	return ""
+}
+
+// String lists what disks there are, for an error message.
+func (d *disks) String() string {
+	var all []string
+	for device, serial := range d.serials {
+		all = append(all, fmt.Sprintf("%s=%q", path.Base(device), serial))
 	}
-	return "", strings.Join(others, " ")
+	if all == nil {
+		return "none"
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
 }
 
 // Types of file systems on disks, as mount(2) knows them.

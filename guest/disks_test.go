@@ -69,3 +69,27 @@ func TestMountDisk(t *testing.T) {
 		t.Errorf("identify() of nothing = %v", err)
 	}
 }
+
+// TestDisksAreAskedOnce has a serial that could not be read twice.
+func TestDisksAreAskedOnce(t *testing.T) {
+	sys := newFakeSys(t)
+	sys.put(t, "/sys/block/vda/serial", "one\n", 0o444)
+	sys.put(t, "/sys/block/vdb/serial", "two\n", 0o444)
+	d := newDisks(sys)
+	if got := d.find("two"); got != "/dev/vdb" {
+		t.Errorf("find(two) = %q", got)
+	}
+	sys.put(t, "/sys/block/vda/serial", "changed", 0o444)
+	for serial, want := range map[string]string{"one": "/dev/vda", "changed": "", "three": ""} {
+		if got := d.find(serial); got != want {
+			t.Errorf("find(%s) = %q, want %q", serial, got, want)
+		}
+	}
+	sys.put(t, "/sys/block/vdc/serial", "three", 0o444)
+	if got := d.find("three"); got != "/dev/vdc" {
+		t.Errorf("a disk that came late is %q", got)
+	}
+	if got, want := d.String(), `vda="one" vdb="two" vdc="three"`; got != want {
+		t.Errorf("disks: %s, want %s", got, want)
+	}
+}

@@ -26,6 +26,7 @@ const (
 // root is the root file system of a guest whose root is not its initramfs.
 type root struct {
 	sys   Sys
+	disks *disks
 	leave func(at string) error // set once the root was changed
 	upper *os.File              // upperDir
 	own   []ownFile             // open in ownDir
@@ -77,7 +78,7 @@ func (r *root) mount(ctx context.Context, cfg wire.RootConfig) error {
 			return err
 		}
 	}
-	device, err := awaitDisk(ctx, r.sys, wire.RootSerial, diskTimeout)
+	device, err := r.disks.await(ctx, wire.RootSerial, diskTimeout)
 	if err == nil {
 		_, err = mountDisk(r.sys, device, lowerDir, true)
 	}
@@ -86,7 +87,7 @@ func (r *root) mount(ctx context.Context, cfg wire.RootConfig) error {
 	}
 	switch cfg.Upper {
 	case wire.UpperDisk:
-		if err = mountUpper(ctx, r.sys); err != nil {
+		if err = r.mountUpper(ctx); err != nil {
 			return fmt.Errorf("disk of the root's changes: %w", err)
 		}
 	case wire.UpperMemory:
@@ -122,12 +123,12 @@ func tmpfsOptions(mode uint32, sizeMiB int) string {
 	return s
 }
 
-func mountUpper(ctx context.Context, sys Sys) error {
-	device, err := awaitDisk(ctx, sys, wire.UpperSerial, diskTimeout)
+func (r *root) mountUpper(ctx context.Context) error {
+	device, err := r.disks.await(ctx, wire.UpperSerial, diskTimeout)
 	if err != nil {
 		return err
 	}
-	kind, err := mountDisk(sys, device, upperDir, false)
+	kind, err := mountDisk(r.sys, device, upperDir, false)
 	if err == nil && kind != fsExt4 {
 		err = fmt.Errorf("%s: is %s, which cannot be written to", device, kind)
 	}

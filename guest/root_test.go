@@ -64,7 +64,7 @@ func TestRootMounts(t *testing.T) {
 			if err := errors.Join(os.Chown(sys.at(lowerDir), 3, 4), os.Chmod(sys.at(lowerDir), fs.ModeSticky|0o711)); err != nil {
 				t.Fatal(err)
 			}
-			if err := (&root{sys: sys}).mount(t.Context(), tt.cfg); err != nil {
+			if err := (&root{sys: sys, disks: newDisks(sys)}).mount(t.Context(), tt.cfg); err != nil {
 				t.Fatal(err)
 			}
 			if !slices.Equal(sys.mounts, tt.want) {
@@ -110,7 +110,7 @@ func TestRootRefuses(t *testing.T) {
 			sys := newFakeSys(t)
 			sys.withRoot(t)
 			tt.edit(t, sys)
-			r := &root{sys: sys}
+			r := &root{sys: sys, disks: newDisks(sys)}
 			defer r.close()
 			err := r.enter(t.Context(), rootConfig(wire.UpperDisk))
 			if err == nil || errors.Is(err, errSurvived) || !strings.Contains(err.Error(), tt.want) || r.leave != nil {
@@ -132,7 +132,7 @@ func TestRootFiles(t *testing.T) {
 	if err := sys.MkdirAll(rootDir+"/etc/hostname", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r := &root{sys: sys}
+	r := &root{sys: sys, disks: newDisks(sys)}
 	defer r.close()
 	cfg := rootConfig(wire.UpperReadOnly)
 	if err := r.enter(t.Context(), cfg); !errors.Is(err, errSurvived) || !errors.Is(err, unix.ENODEV) {
@@ -222,7 +222,7 @@ func TestVolumes(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			err := volumes{sys: sys, copying: func() {}}.mount(t.Context(), []wire.MountConfig{tt.m})
+			err := volumes{sys: sys, disks: newDisks(sys), copying: func() {}}.mount(t.Context(), []wire.MountConfig{tt.m})
 			if (err != nil) != (tt.err != "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("mount() = %v, want %q", err, tt.err)
 			}

@@ -66,8 +66,9 @@ type kestrel struct {
 	reaper   *reaper
 	boot     wire.BootConfig        // final before the agent starts; zero where it could not be read
 	proxy    *httputil.ReverseProxy // to the workload; as boot, and nil where that has no BaseURL
-	root     *root                  // nil where the initramfs is the root
-	serve    func() (stop func())   // startAgent, of which only the first call counts
+	disks    *disks
+	root     *root                // nil where the initramfs is the root
+	serve    func() (stop func()) // startAgent, of which only the first call counts
 
 	begun     chan struct{} // closed by markBegun
 	markBegun func()        // the workload is ready, or over for the first time, or will never be
@@ -92,6 +93,7 @@ func newKestrel(cfg Config) *kestrel {
 	k.log = newLogger(k.sink, slog.LevelInfo)
 	k.status = newStatus(k.timeline)
 	k.reaper = newReaper(cfg.Sys, k.log)
+	k.disks = newDisks(cfg.Sys)
 	k.grace.Store(int64(wire.DefaultStopTimeout))
 	return k
 }
@@ -269,7 +271,7 @@ func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 		{"entropy", always, func() error { return addEntropy(k.sys, k.boot.Seed) }},
 		{"network", always, func() error { return setNetwork(k.sys, k.boot.Network) }},
 		{"root", rooted, func() error {
-			k.root = &root{sys: k.sys}
+			k.root = &root{sys: k.sys, disks: k.disks}
 			return k.root.enter(ctx, k.boot)
 		}},
 		{"volumes", func() bool { return len(k.boot.Mounts) > 0 }, func() error { return k.mountVolumes(ctx) }},
@@ -295,7 +297,7 @@ func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 func (k *kestrel) mountVolumes(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	v := volumes{sys: k.sys, copying: sync.OnceFunc(func() {
+	v := volumes{sys: k.sys, disks: k.disks, copying: sync.OnceFunc(func() {
 		k.serve()
 		k.background(func() {
 			select {
@@ -314,7 +316,7 @@ func (k *kestrel) mountVolumes(ctx context.Context) error {
 
 // configure reads the boot configuration.
 func (k *kestrel) configure(ctx context.Context) error {
-	cfg, err := readConfig(ctx, k.sys, diskTimeout)
+	cfg, err := readConfig(ctx, k.disks, diskTimeout)
 	if err != nil {
 		return err
 	}

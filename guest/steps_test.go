@@ -88,7 +88,7 @@ func TestReadConfig(t *testing.T) {
 	}
 	sys := newFakeSys(t)
 	sys.put(t, "/sys/block/vda/serial", "other", 0o444)
-	_, err = readConfig(t.Context(), sys, 20*time.Millisecond)
+	_, err = readConfig(t.Context(), newDisks(sys), 20*time.Millisecond)
 	if err == nil || !strings.Contains(err.Error(), `vda="other"`) || !strings.Contains(err.Error(), wire.ConfigSerial) {
 		t.Errorf("without the disk readConfig() = %v, want an error that names both serials", err)
 	}
@@ -98,12 +98,12 @@ func TestReadConfig(t *testing.T) {
 		_ = sys.WriteFile("/dev/vdb", image, 0o600)
 		_ = sys.WriteFile("/sys/block/vdb/serial", []byte(wire.ConfigSerial), 0o444)
 	}()
-	cfg, err := readConfig(t.Context(), sys, time.Minute)
+	cfg, err := readConfig(t.Context(), newDisks(sys), time.Minute)
 	if err != nil || cfg.VM != "vm-1" {
 		t.Errorf("readConfig() = %+v, %v", cfg, err)
 	}
 	sys.put(t, "/dev/vdb", "scratch", 0o600)
-	if _, err := readConfig(t.Context(), sys, time.Minute); !errors.Is(err, wire.ErrNotBootConfig) || !strings.Contains(err.Error(), "/dev/vdb") {
+	if _, err := readConfig(t.Context(), newDisks(sys), time.Minute); !errors.Is(err, wire.ErrNotBootConfig) || !strings.Contains(err.Error(), "/dev/vdb") {
 		t.Errorf("readConfig() of something else = %v, want ErrNotBootConfig and the device", err)
 	}
 }

@@ -719,9 +719,10 @@ func TestVMFailures(t *testing.T) {
 // TestVMPowerButton has a workload that does not mind its stop signal, and a
 // host that never says a word.
 func TestVMPowerButton(t *testing.T) {
-	m := boot(t, encode(t, sampleConfig(wire.WorkloadConfig{
-		Args: []string{"workload", "ignore-term"}, StopTimeout: 500 * time.Millisecond,
-	})))
+	cfg := sampleConfig(wire.WorkloadConfig{Args: []string{"workload", "ignore-term"}, StopTimeout: 500 * time.Millisecond})
+	cfg.Mounts = []wire.MountConfig{{Type: wire.MountDisk, Target: "/data"}} // an appliance has volumes too
+	volume := ext4(t, wire.VolumeSerial(0), "", 16)
+	m := bootDisks(t, "VOLANT_TEST_KERNEL", encode(t, cfg), volume)
 	m.dial()
 	m.await("running", func(st wire.Status) bool { return st.Workload == wire.WorkloadRunning })
 	for !m.hasLog(wire.Stdout, "ignoring") {
@@ -735,4 +736,8 @@ func TestVMPowerButton(t *testing.T) {
 	defer qmp.Close()
 	fmt.Fprint(qmp, `{"execute":"qmp_capabilities"}{"execute":"system_powerdown"}`)
 	m.awaitOff()
+	clean(t, volume)
+	if out := command(t, "dumpe2fs", "-h", volume.path); !strings.Contains(out, "Mount count:              1\n") {
+		t.Errorf("the volume was not mounted once:\n%s", out)
+	}
 }

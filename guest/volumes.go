@@ -14,7 +14,8 @@ import (
 
 // volumes mounts what is mounted in the guest beside its root.
 type volumes struct {
-	sys Sys
+	sys   Sys
+	disks *disks
 	// copying is called before a new volume is filled, which may take long.
 	copying func()
 }
@@ -54,7 +55,7 @@ func (v volumes) mountTmpfs(m wire.MountConfig) error {
 }
 
 func (v volumes) mountDisk(ctx context.Context, m wire.MountConfig, serial string) error {
-	device, err := awaitDisk(ctx, v.sys, serial, diskTimeout)
+	device, err := v.disks.await(ctx, serial, diskTimeout)
 	if err != nil {
 		return err
 	}
