@@ -255,7 +255,7 @@ func (r *root) finish(cfg wire.BootConfig) error {
 	} else if err := r.sys.MkdirAll(dir, 0o755); err != nil {
 		survived = append(survived, fmt.Errorf("working directory: %w", err))
 	}
-	survived = append(survived, setSysctls(r.sys), r.sys.RaiseLimits())
+	survived = append(survived, linkMtab(r.sys), setSysctls(r.sys), r.sys.RaiseLimits())
 	if cfg.Root.Upper == wire.UpperReadOnly {
 		if err := r.seal(); err != nil {
 			return err
@@ -287,6 +287,19 @@ func (o ownFile) mount(sys Sys) error {
 		return fmt.Errorf("%s of the image is no regular file (mode %v)", at, info.Mode())
 	}
 	return sys.Mount(Mount{procFD(o.f), at, "", unix.MS_BIND, ""})
+}
+
+// linkMtab gives programs that read the table of mounts where it used to be
+// what container engines give them, if the image has nothing there.
+func linkMtab(sys Sys) error {
+	at, err := resolve(sys, "/etc")
+	if err != nil {
+		return err
+	}
+	if _, err := sys.Lstat(at + "/mtab"); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return sys.Symlink("/proc/mounts", at+"/mtab")
 }
 
 // procFD is a path to an open file, wherever that is.

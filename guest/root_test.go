@@ -164,6 +164,9 @@ func TestRootFiles(t *testing.T) {
 	if got := sys.content(t, "/etc/hosts"); got != "the image's own\n" {
 		t.Errorf("the image's file became %q", got)
 	}
+	if !sys.did("symlink /proc/mounts /etc/mtab") {
+		t.Error("/etc/mtab was not made")
+	}
 	for _, path := range []string{"/var/lib/machine-id", "/srv"} {
 		if _, err := sys.Stat(path); err != nil {
 			t.Errorf("%s was not made: %v", path, err)

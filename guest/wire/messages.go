@@ -55,7 +55,9 @@ type Status struct {
 	Workload WorkloadState `json:"workload"`
 	PID      int           `json:"pid,omitempty"`
 	Restarts int           `json:"restarts"`
-	// Exit is the last exit of the workload, nil before the first.
+	// Exit is the last exit of the workload, nil before the first. One that
+	// could not be started at all has the code that shells give for that: 127
+	// where the command or its interpreter is missing, 126 where it cannot run.
 	Exit *WorkloadExit `json:"exit,omitempty"`
 	// Error says why the workload could not be started.
 	Error string `json:"error,omitempty"`
