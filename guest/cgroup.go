@@ -106,7 +106,9 @@ func (c *cgroup) dir() *os.File {
 	if err != nil {
 		return c.f
 	}
-	c.f.Close()
+	if c.f != c.beside { // where that could not be made
+		c.f.Close()
+	}
 	c.f = f
 	return f
 }

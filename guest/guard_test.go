@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -84,6 +85,17 @@ func TestRealSysRefuses(t *testing.T) {
 	}
 	if err := Run(t.Context(), Config{Sys: sys}); !errors.Is(err, ErrRefused) {
 		t.Fatalf("Run() = %v, want ErrRefused", err)
+	}
+	// On their own too, on what would do no harm.
+	none := filepath.Join(t.TempDir(), "none")
+	if _, err := sys.SwitchRoot(none); !errors.Is(err, ErrRefused) {
+		t.Errorf("SwitchRoot() = %v, want ErrRefused", err)
+	}
+	if err := sys.Detach(none); !errors.Is(err, ErrRefused) {
+		t.Errorf("Detach() = %v, want ErrRefused", err)
+	}
+	if err := sys.RaiseLimits(); !errors.Is(err, ErrRefused) {
+		t.Errorf("RaiseLimits() = %v, want ErrRefused", err)
 	}
 }
 

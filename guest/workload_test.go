@@ -359,4 +359,17 @@ func TestDelegatedCgroup(t *testing.T) {
 	if got := g.side().Name(); got != sys.at(sideCgroup) {
 		t.Errorf("what runs beside it starts in %s", got)
 	}
+	// A group that could not be delegated is shared, and stays open.
+	sys = newFakeSys(t)
+	if err := sys.MkdirAll(cgroupRoot+"/cgroup.controllers", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g, err = newCgroup(sys, true)
+	if err == nil {
+		t.Error("controllers that cannot be read are no error")
+	}
+	g.dir()
+	if _, err := g.side().Stat(); err != nil {
+		t.Errorf("what runs beside the workload lost its group: %v", err)
+	}
 }
