@@ -3,13 +3,17 @@ package oci_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/volantvm/volant/build/oci"
 )
@@ -112,4 +116,65 @@ func TestEngineSockets(t *testing.T) {
 	if got := oci.EngineSockets(); !slices.Equal(got, []string{"/var/run/docker.sock", "/run/podman/podman.sock"}) {
 		t.Errorf("EngineSockets() = %v, want the system's two", got)
 	}
+}
+
+// TestEnginePodman asks a real engine, which serves a store of the test's own
+// and starts no container.
+func TestEnginePodman(t *testing.T) {
+	bin := tool(t, "podman")
+	if os.Getuid() != 0 {
+		missing(t, "needs root: without it podman wants a user namespace")
+	}
+	dir, err := os.MkdirTemp("", "volant-podman-*") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Setenv("HOME", dir)
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	global := []string{"--root", dir + "/root", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none"}
+	img := sample(t)
+	img.Reference = "localhost/sample:1"
+	img.Layers = img.Layers[1:2] // podman unpacks, and packs again by its own taste: one file is the same
+	writeFile(t, dir+"/archive", forms(t, img)["docker"])
+	run(t, "podman", append(global, "load", "-q", "-i", dir+"/archive")...)
+
+	var log bytes.Buffer
+	socket := dir + "/s"
+	cmd := exec.Command(bin, append(global, "system", "service", "--time", "0", "unix://"+socket)...)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		timer := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+		cmd.Wait()
+		timer.Stop()
+		if t.Failed() {
+			t.Logf("podman: %s", log.String())
+		}
+	})
+	ctx := context.Background()
+	var body io.ReadCloser
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		body, err = oci.Engine(ctx, []string{socket}, "localhost/sample:1")
+		if !errors.Is(err, oci.ErrUnavailable) || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	images, err := oci.Load(ctx, body, oci.Options{Staging: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkImage(t, images[0], img)
+	if got := images[0]; !slices.Equal(got.References, []string{img.Reference}) || !slices.Equal(got.Config.Env, img.Config.Env) || got.Config.User != img.Config.User {
+		t.Errorf("got %v %+v, want %s as it was loaded", got.References, got.Config, img.Reference)
+	}
+	_, err = oci.Engine(ctx, []string{socket}, "localhost/other:1")
+	wantError(t, err, oci.ErrNotFound, "does not hold it")
 }

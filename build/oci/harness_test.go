@@ -34,15 +34,21 @@ import (
 	"github.com/volantvm/volant/client/api"
 )
 
+// missing skips a test that cannot run here, or fails it where all must run.
+func missing(t *testing.T, why any) {
+	t.Helper()
+	if os.Getenv("VOLANT_TEST_ALL") == "1" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
 // tool finds a program that the test needs.
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	bin, err := exec.LookPath(name)
 	if err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		missing(t, err)
 	}
 	return bin
 }
@@ -325,11 +331,7 @@ func (c *counter) Write(p []byte) (int, error) {
 func smallDisk(t *testing.T, size int) string {
 	t.Helper()
 	if os.Getuid() != 0 {
-		const why = "needs root, to mount a small file system"
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal(why)
-		}
-		t.Skip(why)
+		missing(t, "needs root, to mount a small file system")
 	}
 	dir := t.TempDir()
 	if err := unix.Mount("volant-test", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, fmt.Sprintf("size=%d", size)); err != nil {
