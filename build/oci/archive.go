@@ -68,7 +68,8 @@ func load(ctx context.Context, where string, r io.Reader, file *os.File, opts Op
 		return nil, err
 	}
 	defer s.close()
-	s.removeParts("")
+	s.removeParts(tarSuffix)
+	s.removeParts(archiveName)
 	l := &loader{where: where, opts: &opts, staging: s}
 	l.tell = opts.Progress
 	if file != nil {

@@ -59,7 +59,7 @@ func loadLayout(ctx context.Context, dir string, opts Options) ([]*Image, error)
 		return nil, err
 	}
 	defer s.close()
-	s.removeParts("")
+	s.removeParts(tarSuffix)
 	l := &loader{where: dir, opts: &opts, staging: s}
 	l.tell = opts.Progress
 	return l.layout(ctx, folder(dir))

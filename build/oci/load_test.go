@@ -425,6 +425,20 @@ func TestLoadErrors(t *testing.T) {
 	})
 }
 
+// TestLoadSparesPull: what an interrupted pull left is for the next pull.
+func TestLoadSparesPull(t *testing.T) {
+	dir, _ := layout(t, sample(t))
+	staging := t.TempDir()
+	left := filepath.Join(staging, strings.TrimPrefix(digest, "sha256:")+".blob.part")
+	writeFile(t, left, []byte("beginning"))
+	if _, err := oci.LoadPath(context.Background(), dir, oci.Options{Staging: staging}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); err != nil {
+		t.Errorf("the load removed a pull's download: %v", err)
+	}
+}
+
 type errReader struct{ err error }
 
 func (e errReader) Read([]byte) (int, error) { return 0, e.err }
