@@ -210,6 +210,26 @@ func TestPullLogin(t *testing.T) {
 	}
 	checkImage(t, got, img)
 
+	// A mirror is asked first, and never shown the credentials.
+	mirror := startFake(t, t.TempDir())
+	mirror.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") != "" {
+			t.Errorf("the mirror was sent credentials with %s", r.URL.Path)
+		}
+		if r.URL.Path == "/v2/" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="mirror"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+		return r.URL.Path == "/v2/"
+	}
+	mirrored := &oci.Registry{RootCAs: roots, PlainHTTP: []string{mirror.addr}, Mirrors: map[string][]string{addr: {mirror.addr}}}
+	if _, err := mirrored.Resolve(ctx, ref, oci.Platform{}, &api.RegistryAuth{Username: testUser, Password: testPassword}); err != nil {
+		t.Error(err)
+	}
+	if len(mirror.log("/manifests/")) != 1 {
+		t.Errorf("the mirror was asked %v, want the manifest once", mirror.log(""))
+	}
+
 	_, err = reg.Resolve(ctx, ref, oci.Platform{}, &api.RegistryAuth{Username: testUser, Password: "wrong"})
 	wantError(t, err, oci.ErrUnauthorized, "refuses these credentials", "docker login "+addr)
 	if strings.Contains(err.Error(), "wrong") {
