@@ -66,8 +66,29 @@ func TestFragments(t *testing.T) {
 		{"CONFIG_PANIC_TIMEOUT", "-1", "a guest that panicked must not stand still"},
 		{"CONFIG_CGROUPS", "y", "the workload's limits"},
 		{"CONFIG_EROFS_FS", "y", "root images"},
+		{"CONFIG_EROFS_FS_XATTR", "y", "file capabilities of root images"},
+		{"CONFIG_EROFS_FS_SECURITY", "y", "file capabilities of root images"},
+		{"CONFIG_EROFS_FS_POSIX_ACL", "y", "access lists of root images"},
+		{"CONFIG_SQUASHFS", "y", "root images"},
+		{"CONFIG_SQUASHFS_XATTR", "y", "file capabilities of root images"},
+		{"CONFIG_SQUASHFS_ZLIB", "y", "mksquashfs's default"},
+		{"CONFIG_SQUASHFS_ZSTD", "y", "root images"},
 		{"CONFIG_OVERLAY_FS", "y", "root images"},
 		{"CONFIG_EXT4_FS", "y", "writable disks"},
+		{"CONFIG_EXT4_FS_SECURITY", "y", "file capabilities on writable disks"},
+		{"CONFIG_EXT4_FS_POSIX_ACL", "y", "access lists on writable disks"},
+		{"CONFIG_TMPFS_XATTR", "y", "upper layers in memory: overlay keeps its marks in xattrs"},
+		{"CONFIG_TMPFS_POSIX_ACL", "y", "access lists on upper layers in memory"},
+		{"CONFIG_UNIX98_PTYS", "y", "workloads on a terminal"},
+		{"CONFIG_POSIX_MQUEUE", "y", "/dev/mqueue"},
+		{"CONFIG_SYSVIPC", "y", "databases"},
+		{"CONFIG_MEMCG", "y", "cgroup v2 as containers see it"},
+		{"CONFIG_CGROUP_PIDS", "y", "cgroup v2 as containers see it"},
+		{"CONFIG_CFS_BANDWIDTH", "y", "cgroup v2 as containers see it"},
+		{"CONFIG_CPUSETS", "y", "cgroup v2 as containers see it"},
+		{"CONFIG_BLK_CGROUP", "y", "cgroup v2 as containers see it"},
+		{"CONFIG_SECCOMP_FILTER", "y", "sandboxes in workloads"},
+		{"CONFIG_USER_NS", "y", "sandboxes in workloads"},
 	} {
 		got := generic[tc.option]
 		if v, ok := volant[tc.option]; ok && v != tc.value {
@@ -75,6 +96,30 @@ func TestFragments(t *testing.T) {
 		}
 		if got != tc.value {
 			t.Errorf("generic.config: %s=%q, want %s: %s", tc.option, got, tc.value, tc.why)
+		}
+	}
+	for _, tc := range []struct{ option, value, why string }{
+		{"CONFIG_NF_TABLES", "y", "container networks"},
+		{"CONFIG_NFT_NAT", "y", "container networks"},
+		{"CONFIG_NFT_MASQ", "y", "container networks"},
+		{"CONFIG_NFT_CT", "y", "container networks"},
+		{"CONFIG_NFT_FIB_IPV4", "y", "published ports in guests"},
+		{"CONFIG_NFT_COMPAT", "y", "iptables-nft, which container engines call"},
+		{"CONFIG_NETFILTER_XT_MATCH_ADDRTYPE", "y", "published ports in guests"},
+		{"CONFIG_NETFILTER_XT_MATCH_CONNTRACK", "y", "container networks"},
+		{"CONFIG_NF_CT_NETLINK", "y", "published ports in guests"},
+		{"CONFIG_BRIDGE", "y", "container networks"},
+		{"CONFIG_BRIDGE_NETFILTER", "y", "container networks"},
+		{"CONFIG_VETH", "y", "container networks"},
+		{"CONFIG_TUN", "y", "VPNs and rootless container networks"},
+		{"CONFIG_OVERLAY_FS_REDIRECT_DIR", "y", "directories of the image can be renamed"},
+		{"CONFIG_SQUASHFS_XZ", "y", "root images"},
+		{"CONFIG_BLK_DEV_LOOP", "y", "images in guests"},
+		{"CONFIG_KEYS", "y", "container engines"},
+		{"CONFIG_IA32_EMULATION", "y", "32-bit programs of images"},
+	} {
+		if got := volant[tc.option]; got != tc.value {
+			t.Errorf("volant.config: %s=%q, want %s: %s", tc.option, got, tc.value, tc.why)
 		}
 	}
 }
