@@ -7,7 +7,7 @@ want=(ca-certificates:/etc/ssl/certs/ca-certificates.crt qemu-system-x86:qemu-sy
 if [ "${1:-test}" = test ]; then
 	want+=(gcc:gcc make:make libc6-dev:/usr/include/stdio.h flex:flex bison:bison bc:bc
 		libelf-dev:/usr/include/libelf.h perl:perl cpio:cpio zstd:zstd lz4:lz4 musl-tools:musl-gcc nftables:nft util-linux:unshare zsh:zsh fish:fish
-		buildah:buildah umoci:umoci podman:podman skopeo:skopeo docker-registry:docker-registry apache2-utils:htpasswd
+		buildah:buildah umoci:umoci podman:podman skopeo:skopeo docker-registry:docker-registry
 		erofs-utils:mkfs.erofs squashfs-tools:mksquashfs e2fsprogs:mke2fs busybox-static:/bin/busybox)
 fi
 
