@@ -9,4 +9,4 @@ cd "$(dirname "$0")/.."
 . testdata/kernels.sh
 echo "== benchmarks"
 export VOLANT_TEST_ALL=1 VOLANT_BENCH=1
-CGO_ENABLED=0 go test ./roles -run '^TestBudgets$' -count 1 -v -timeout 20m "$@" | grep -v '^=== '
+CGO_ENABLED=0 go test ./roles ./build -p 1 -run '^TestBudgets$' -count 1 -v -timeout 20m "$@" | grep -v '^=== '
