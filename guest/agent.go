@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	// maxBody bounds the bodies of the agent's own routes, in bytes.
+	// maxBody bounds the bodies of the agent's own routes, in bytes, but for
+	// wire.MaxExec.
 	maxBody = 64 << 10
 	// maxHeader bounds a request's header, in bytes: proxied requests may carry
 	// large cookies.
@@ -39,6 +40,9 @@ type agent struct {
 	shutdown func(wire.Shutdown)
 	status   *status
 	ring     *logRing
+	hub      *hub
+	commands *commands
+	sessions *sessions
 	quit     <-chan struct{}        // closed when every request shall come to its end
 	workload *httputil.ReverseProxy // nil where there is none to proxy to
 }
@@ -60,6 +64,8 @@ func (a *agent) handler() http.Handler {
 	mux.HandleFunc("GET "+wire.PathLogs, a.getLogs)
 	mux.HandleFunc("POST "+wire.PathShutdown, a.postShutdown)
 	mux.HandleFunc("POST "+wire.PathClock, a.postClock)
+	mux.HandleFunc("POST "+wire.PathExec, a.postExec)
+	mux.HandleFunc("POST "+wire.PathAttach, a.postAttach)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, fmt.Errorf("the agent has no %s %s", r.Method, r.URL.Path))
 	})
@@ -70,7 +76,11 @@ func (a *agent) handler() http.Handler {
 			proxy.ServeHTTP(w, r)
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		limit := int64(maxBody)
+		if r.URL.Path == wire.PathExec {
+			limit = wire.MaxExec
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		mux.ServeHTTP(w, r)
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,6 +35,8 @@ func newTestAgent() *testAgent {
 		shutdown: func(s wire.Shutdown) { a.shutdowns <- s },
 		status:   newStatus(&timeline{now: func() time.Duration { return 0 }}),
 		ring:     newLogRing(1 << 20),
+		hub:      newHub(discardLog(), func(int, syscall.Signal) error { return nil }),
+		sessions: new(sessions),
 		quit:     a.quit,
 	}
 	return a

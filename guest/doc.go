@@ -40,8 +40,10 @@
 //     AF_VSOCK, and to listen to the power button. It begins when the workload
 //     is ready or over, at the latest half a second after its start or after
 //     the first file was copied to a new volume, or as soon as a step failed,
-//     for the host to hear of that. Recorded when the first of the two listens.
-//     A guest that has neither carries on without.
+//     for the host to hear of that. A workload with a terminal or open input is
+//     waited for by somebody, and so is the agent: it begins at once. Recorded
+//     when the first of the two listens. A guest that has neither carries on
+//     without.
 //
 // # The root of an image
 //
@@ -86,6 +88,15 @@
 // first two were granted does Guard make and mount /proc, and if the parameter
 // is not there it unmounts and removes it again before it refuses.
 //
+// # Streams
+//
+// wire.PathExec runs commands beside the workload, wire.PathAttach joins the
+// workload's own streams; both speak package client/api/stdio. What belongs to
+// the workload and what to commands is told in attach.go and exec.go. A process
+// has a session of its own, and a pseudo-terminal where it was asked for;
+// nothing that a client does or leaves undone holds the workload up for longer
+// than a bounded while.
+//
 // # The end
 //
 // A workload that exits for good, or cannot be started, ends the machine.
@@ -94,11 +105,12 @@
 // carried that status (time to fetch the last logs), or 5 s when nobody asks.
 // On request (wire.PathShutdown, SIGTERM, the ACPI power button) the workload's
 // process group gets its stop signal and its grace, then SIGKILL; open log
-// streams are drained and ended; then everything is killed and file systems are
-// synced. Kestrel leaves the root and unmounts volumes, overlay and disks, or
-// makes read-only what stays busy, and the machine powers off. A watchdog
-// powers off when that takes too long. A panic in kestrel takes the same way
-// out.
+// streams are drained and ended, commands are killed, and who is attached or
+// has a command gets its exit status, for which a few seconds are given; then
+// everything is killed and file systems are synced. Kestrel leaves the root and
+// unmounts volumes, overlay and disks, or makes read-only what stays busy, and
+// the machine powers off. A watchdog powers off when that takes too long. A
+// panic in kestrel takes the same way out.
 //
 // # One owner of wait4
 //

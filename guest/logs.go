@@ -70,8 +70,10 @@ func (r *logRing) since(seq uint64, limit int) ([]wire.LogEntry, <-chan struct{}
 }
 
 // capture turns what a process writes into lines, until end of file or until f
-// is closed. It never waits for a reader of the ring.
-func capture(f *os.File, stream wire.LogStream, ring *logRing) {
+// is closed. It never waits for a reader of the ring. raw is given everything
+// as it came, and must not keep it; it may wait. Lines of a terminal end in CR
+// LF, and lose both.
+func capture(f *os.File, stream wire.LogStream, ring *logRing, tty bool, raw func([]byte)) {
 	buf := make([]byte, wire.MaxLogLine)
 	held := 0 // bytes of an unfinished line at the front of buf
 	// A deadline is set while a line is unfinished; each line gets its own.
@@ -86,11 +88,17 @@ func capture(f *os.File, stream wire.LogStream, ring *logRing) {
 		}
 		sameLine = true
 		n, err := f.Read(buf[held:])
+		if n > 0 {
+			raw(buf[held : held+n])
+		}
 		rest := buf[:held+n]
 		for {
 			line, after, ok := bytes.Cut(rest, []byte{'\n'})
 			if !ok {
 				break
+			}
+			if tty {
+				line = bytes.TrimSuffix(line, []byte{'\r'})
 			}
 			ring.add(stream, line, false)
 			rest = after

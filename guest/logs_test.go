@@ -69,7 +69,7 @@ func captureAll(t *testing.T, pause time.Duration, chunks ...string) []string {
 		}
 	}()
 	ring := newLogRing(1 << 20)
-	capture(from, wire.Stderr, ring)
+	capture(from, wire.Stderr, ring, false, func([]byte) {})
 	entries, _ := ring.since(0, 1<<20)
 	var lines []string
 	for _, e := range entries {

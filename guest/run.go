@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/volantvm/volant/client/api/stdio"
 	"github.com/volantvm/volant/guest/wire"
 )
 
@@ -25,6 +26,8 @@ const (
 	// how long sync and unmount may.
 	closeTimeout = 2 * time.Second
 	offTimeout   = 10 * time.Second
+	// farewell is how long those who are attached may take to read to the end.
+	farewell = 5 * time.Second
 	// headStart is how long the agent leaves the processor to a workload that
 	// comes up: on one emulated processor the two take turns, and the workload
 	// answers 0.2 s later for it. A host waits at most so much longer for an
@@ -64,8 +67,10 @@ type kestrel struct {
 	timeline *timeline
 	status   *status
 	reaper   *reaper
-	boot     wire.BootConfig        // final before the agent starts; zero where it could not be read
-	proxy    *httputil.ReverseProxy // to the workload; as boot, and nil where that has no BaseURL
+	hub      *hub
+	workload atomic.Pointer[workload] // nil before it was prepared
+	boot     wire.BootConfig          // final before the agent starts; zero where it could not be read
+	proxy    *httputil.ReverseProxy   // to the workload; as boot, and nil where that has no BaseURL
 	disks    *disks
 	root     *root                // nil where the initramfs is the root
 	serve    func() (stop func()) // startAgent, of which only the first call counts
@@ -94,6 +99,7 @@ func newKestrel(cfg Config) *kestrel {
 	k.status = newStatus(k.timeline)
 	k.reaper = newReaper(cfg.Sys, k.log)
 	k.disks = newDisks(cfg.Sys)
+	k.hub = newHub(k.log, k.reaper.signal)
 	k.grace.Store(int64(wire.DefaultStopTimeout))
 	return k
 }
@@ -177,6 +183,7 @@ func (k *kestrel) life(ctx context.Context) error {
 	if err == nil {
 		err = k.watch(ctx, w)
 	}
+	k.endHub(err)
 	if err != nil {
 		k.log.Error("fatal", keyErr, err)
 		k.status.finish(func(s *wire.Status) {
@@ -188,6 +195,7 @@ func (k *kestrel) life(ctx context.Context) error {
 		})
 	}
 	k.linger(ctx)
+	k.hub.idle(farewell)
 	return err
 }
 
@@ -208,11 +216,25 @@ func (k *kestrel) mount() error {
 	return err
 }
 
+// endHub tells those who are attached how the workload ended: by err, or as its
+// last status says.
+func (k *kestrel) endHub(err error) {
+	switch st := k.status.get(); {
+	case err != nil:
+		k.hub.end(failure(err))
+	case st.Error != "":
+		k.hub.end(stdio.ExitStatus{Code: stdio.CodeFailed, Error: st.Error})
+	case st.Exit != nil:
+		k.hub.end(exitStatus(*st.Exit))
+	}
+}
+
 // startAgent begins to listen to the host, once the workload has begun or had its
-// head start. The function it returns ends all requests and then the
-// connections.
+// head start, which one that was made for a client is not given. The function it
+// returns ends all requests and then the connections.
 func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 	a := &agent{
+		hub: k.hub, commands: newCommands(k.sys, k.log, k.reaper, k.resolveExec, k.quit), sessions: new(sessions),
 		log: k.log, hello: k.hello, setClock: k.sys.SetClock, status: k.status, ring: k.ring,
 		workload: k.proxy, quit: k.quit,
 		shutdown: func(s wire.Shutdown) {
@@ -224,7 +246,11 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 	}
 	server := a.server()
 	k.background(func() {
-		t := time.NewTimer(headStart)
+		ahead := headStart
+		if k.boot.Workload.TTY || k.boot.Workload.Stdin {
+			ahead = 0
+		}
+		t := time.NewTimer(ahead)
 		defer t.Stop()
 		select {
 		case <-k.begun:
@@ -245,8 +271,18 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		_ = server.Shutdown(ctx)
+		a.sessions.wait(ctx) // the server does not know those
 		server.Close()
 	}
+}
+
+// resolveExec finds what a command is to be, from what the workload is.
+func (k *kestrel) resolveExec(e wire.Exec) (Process, error) {
+	w := k.workload.Load()
+	if w == nil {
+		return Process{}, errors.New("there is no workload")
+	}
+	return w.resolveExec(e, k.boot.Hostname)
 }
 
 func (k *kestrel) hello() wire.Hello {
@@ -339,18 +375,22 @@ type started struct {
 }
 
 func (k *kestrel) startWorkload() (*workload, *running, error) {
+	if k.boot.Workload.TTY || k.boot.Workload.Stdin {
+		k.hub.interactive()
+	}
 	group, err := newCgroup(k.sys, k.boot.Root != nil)
 	if err != nil {
 		k.log.Warn("control group of the workload", keyErr, err)
 	}
 	w := &workload{
 		sys: k.sys, log: k.log, ring: k.ring, reaper: k.reaper, status: k.status, cgroup: group,
-		cfg:   k.boot.Workload,
+		cfg: k.boot.Workload, hub: k.hub,
 		grace: func() time.Duration { return time.Duration(k.grace.Load()) },
 	}
 	if err := w.prepare(k.boot.Hostname); err != nil {
 		return nil, nil, err
 	}
+	k.workload.Store(w)
 	ready, err := k.readiness(w)
 	if err != nil {
 		return nil, nil, err

@@ -73,7 +73,10 @@ func runGuestConfig(t *testing.T, cfg wire.BootConfig, edit func(*fakeSys)) *gue
 	g := &guestRun{sys: sys, done: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel = cancel
-	go func() { g.done <- Run(ctx, Config{Sys: sys, Version: "t", Console: &g.console}) }()
+	go func() {
+		defer close(g.done)
+		g.done <- Run(ctx, Config{Sys: sys, Version: "t", Console: &g.console})
+	}()
 
 	dialing, stop := context.WithTimeout(t.Context(), time.Minute)
 	var session *yamux.Session
@@ -93,6 +96,11 @@ func runGuestConfig(t *testing.T, cfg wire.BootConfig, edit func(*fakeSys)) *gue
 	t.Cleanup(func() {
 		cancel()
 		stop()
+		// Its reaper would take the next guest's processes.
+		select {
+		case <-g.done:
+		case <-time.After(time.Minute):
+		}
 		if session != nil {
 			session.Close()
 		}

@@ -103,6 +103,9 @@ type Processes interface {
 	// Kill is kill(2) for one process, or one process group when pid is
 	// negative. It refuses 0, 1 and -1.
 	Kill(pid int, sig syscall.Signal) error
+	// Terminal makes a pseudo-terminal for a process of the user uid, whose
+	// streams are its far end. Its near end can be closed while it is read.
+	Terminal(uid uint32) (near, far *os.File, err error)
 }
 
 // Process describes a process to start, in a session of its own.
@@ -112,6 +115,7 @@ type Process struct {
 	Env    []string
 	Dir    string
 	Files  []uintptr // file descriptors 0, 1, 2
+	TTY    bool      // they are a terminal, which is to be its controlling one
 	User   syscall.Credential
 	Cgroup *os.File // directory of a cgroup v2 to start in; nil for none
 }
@@ -185,7 +189,7 @@ func (r rooted) Glob(pattern string) ([]string, error) {
 type processes struct{}
 
 func (processes) Spawn(p Process) (int, error) {
-	sys := &syscall.SysProcAttr{Setsid: true, Credential: &p.User}
+	sys := &syscall.SysProcAttr{Setsid: true, Setctty: p.TTY, Ctty: 0, Credential: &p.User}
 	if p.Cgroup != nil {
 		sys.UseCgroupFD, sys.CgroupFD = true, int(p.Cgroup.Fd())
 	}

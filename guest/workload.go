@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/volantvm/volant/client/api/stdio"
 	"github.com/volantvm/volant/guest/wire"
 )
 
@@ -39,6 +40,7 @@ type workload struct {
 	reaper *reaper
 	status *status
 	cgroup *cgroup
+	hub    *hub
 
 	cfg        wire.WorkloadConfig
 	process    Process // what prepare found
@@ -51,26 +53,31 @@ type workload struct {
 }
 
 // prepare checks everything that can be known before the start.
-func (w *workload) prepare(hostname string) error {
-	acct, err := lookupUser(w.sys, w.cfg.User)
-	if err != nil {
-		return err
-	}
+func (w *workload) prepare(hostname string) (err error) {
 	w.stopSignal, err = parseSignal(w.cfg.StopSignal)
 	if err != nil {
 		return err
 	}
-	dir := path.Join("/", w.cfg.Workdir)
-	if err := w.sys.MkdirAll(dir, 0o755); err != nil {
+	if err := w.sys.MkdirAll(path.Join("/", w.cfg.Workdir), 0o755); err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
-	env := workloadEnv(w.cfg.Env, hostname, acct.home, w.cfg.TTY)
-	program, err := lookupProgram(w.sys, w.cfg.Args[0], dir, envValue(env, "PATH"))
+	w.process, err = w.resolve(w.cfg, hostname)
+	return err
+}
+
+// resolve finds what is to be started: user, environment, program.
+func (w *workload) resolve(cfg wire.WorkloadConfig, hostname string) (Process, error) {
+	acct, err := lookupUser(w.sys, cfg.User)
 	if err != nil {
-		return err
+		return Process{}, err
 	}
-	w.process = Process{Path: program, Args: w.cfg.Args, Env: env, Dir: dir, User: acct.Credential}
-	return nil
+	dir := path.Join("/", cfg.Workdir)
+	env := workloadEnv(cfg.Env, hostname, acct.home, cfg.TTY)
+	program, err := lookupProgram(w.sys, cfg.Args[0], dir, envValue(env, "PATH"))
+	if err != nil {
+		return Process{}, err
+	}
+	return Process{Path: program, Args: cfg.Args, Env: env, Dir: dir, User: acct.Credential, TTY: cfg.TTY}, nil
 }
 
 // running is a process of the workload.
@@ -79,45 +86,33 @@ type running struct {
 	exited <-chan syscall.WaitStatus
 	since  time.Time
 	ooms   int64 // kills by the OOM killer before it
-	output []*os.File
-	copies *sync.WaitGroup // of output to the ring
+	io     *streams
+	copies *sync.WaitGroup // of its output to the ring and the hub
 	cancel context.CancelFunc
 	side   *sync.WaitGroup // of started
 }
 
 // start starts the process, for the first time or again.
 func (w *workload) start(again bool) (*running, error) {
-	null, err := os.OpenFile("/dev/null", os.O_RDONLY, 0)
+	io, err := openStreams(w.sys, w.cfg.TTY, w.cfg.Stdin, w.process.User)
 	if err != nil {
 		return nil, err
 	}
-	defer null.Close()
-	r := &running{copies: new(sync.WaitGroup), side: new(sync.WaitGroup), ooms: w.cgroup.oomKills()}
+	r := &running{io: io, copies: new(sync.WaitGroup), side: new(sync.WaitGroup), ooms: w.cgroup.oomKills()}
 	p := w.process
-	p.Files = []uintptr{null.Fd()}
-	for range 2 {
-		from, to, err := os.Pipe()
-		if err != nil {
-			r.closeOutput()
-			return nil, err
-		}
-		defer to.Close()
-		// As container runtimes do: else nobody but root could open /dev/stdout.
-		_ = to.Chown(int(p.User.Uid), int(p.User.Gid))
-		r.output = append(r.output, from)
-		p.Files = append(p.Files, to.Fd())
-	}
-	if dir := w.cgroup.dir(); dir != nil {
-		p.Cgroup = dir
-	}
+	p.Files, p.Cgroup = io.fds(), w.cgroup.dir()
+	w.hub.resize(io)
 	r.since = time.Now()
 	r.pid, r.exited, err = w.reaper.start(p)
+	io.closeFar()
 	if err != nil {
-		r.closeOutput()
+		io.close()
 		return nil, explainStart(w.sys, p, err)
 	}
-	for i, stream := range []wire.LogStream{wire.Stdout, wire.Stderr} {
-		r.copies.Go(func() { capture(r.output[i], stream, w.ring) })
+	w.hub.begin(io, r.pid)
+	r.copies.Go(func() { capture(io.out, wire.Stdout, w.ring, io.tty, w.hub.sink(stdio.Stdout)) })
+	if io.err != nil {
+		r.copies.Go(func() { capture(io.err, wire.Stderr, w.ring, io.tty, w.hub.sink(stdio.Stderr)) })
 	}
 	w.status.update(func(s *wire.Status) {
 		s.Workload, s.PID, s.Healthy = wire.WorkloadRunning, r.pid, nil
@@ -130,12 +125,6 @@ func (w *workload) start(again bool) (*running, error) {
 	r.cancel = cancel
 	r.side.Go(func() { w.started(ctx) })
 	return r, nil
-}
-
-func (r *running) closeOutput() {
-	for _, f := range r.output {
-		f.Close()
-	}
 }
 
 // supervise waits for the process and starts it again for as long as the
@@ -196,6 +185,7 @@ func (w *workload) wait(ctx context.Context, r *running) wire.WorkloadExit {
 	w.cgroup.kill()
 	r.cancel()
 	r.side.Wait()
+	w.hub.finish()
 	drained := make(chan struct{})
 	go func() {
 		r.copies.Wait()
@@ -207,7 +197,7 @@ func (w *workload) wait(ctx context.Context, r *running) wire.WorkloadExit {
 	case <-drained:
 	case <-t.C: // somebody else holds the pipe
 	}
-	r.closeOutput()
+	r.io.close()
 	<-drained
 	return exitOf(ws, at, w.cgroup.oomKills() > r.ooms)
 }

@@ -159,6 +159,7 @@ func newTestWorkload(t *testing.T, script string, edit func(*wire.WorkloadConfig
 	w := &workload{
 		sys: sys, log: discardLog(), ring: newLogRing(1 << 20), reaper: startReaper(t),
 		status:  newStatus(&timeline{now: sys.Uptime}),
+		hub:     newHub(discardLog(), func(int, syscall.Signal) error { return nil }),
 		cfg:     wire.WorkloadConfig{Args: []string{"sh", "-c", script}},
 		started: func(ctx context.Context) { <-ctx.Done() },
 		grace:   func() time.Duration { return 50 * time.Millisecond },
