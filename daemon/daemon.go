@@ -160,9 +160,10 @@ type Daemon struct {
 	t     timing
 	lock  *os.File // holds the lock on DataDir; set once by New
 
-	bus   bus
-	ports *ports // nil without a network
-	cache *cache // assembled initramfs images
+	bus    bus
+	visits visits // who is attached to workloads
+	ports  *ports // nil without a network
+	cache  *cache // assembled initramfs images
 	// boots bounds how many VMs are prepared and launched at once: more only
 	// make each of them slower.
 	boots chan struct{}

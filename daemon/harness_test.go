@@ -699,6 +699,7 @@ func (g *fakeGuest) handler() http.Handler {
 		w.WriteHeader(http.StatusAccepted)
 		g.shutdown(how)
 	})
+	g.handleSessions(mux)
 	mux.HandleFunc(wire.PathWorkload+"/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s", r.Method, strings.TrimPrefix(r.URL.Path, wire.PathWorkload))
 	})

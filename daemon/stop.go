@@ -77,8 +77,9 @@ func (w *worker) finish(ctx context.Context, vm *row.VM) error {
 }
 
 // dismiss lets a guest go whose workload has ended: it waits only until the host
-// has heard of that. On return the machine has ended, or is lost.
+// has heard of that, and so have those who are attached. On return the machine has ended, or is lost.
 func (w *worker) dismiss(ctx context.Context) error {
+	w.d.visits.wait(ctx, w.id, farewell)
 	if err := w.askGuest(ctx, 0); err != nil {
 		w.log.Debug("guest not asked to end", keyErr, err) // it ends by itself
 	}

@@ -21,6 +21,10 @@
 // of its own, so a reader that stalls is dropped and one that reads may stay for
 // ever.
 //
+// POST /vms/{name}/exec and /vms/{name}/attach switch the connection to
+// stdio.Protocol and pass on what client and guest say to each other, without
+// looking at it. What is wrong is said before the switch.
+//
 // # Connections
 //
 // Permission to open the Unix socket is permission to use the API. A request

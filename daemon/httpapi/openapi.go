@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/client/api/stdio"
 )
 
 // openapi describes the API in the form of OpenAPI 3.1, made from the route
@@ -76,7 +77,11 @@ func describeRoutes(table []route, version string) object {
 
 func operation(rt route, schemas schemaSet, fail object) object {
 	op := object{"summary": rt.summary}
-	ok := object{"description": "done", "headers": object{
+	done := "done"
+	if rt.status == http.StatusSwitchingProtocols {
+		done = "the connection speaks " + stdio.Protocol + " from here on, which the request asks for by the header Upgrade"
+	}
+	ok := object{"description": done, "headers": object{
 		api.HeaderVersion:   object{"description": "the daemon's version", "schema": object{"type": "string"}},
 		api.HeaderRequestID: object{"description": "the request's id, also in the daemon's log", "schema": object{"type": "string"}},
 	}}
@@ -129,7 +134,7 @@ func (s schemaSet) of(t reflect.Type) object {
 		return object{"type": "boolean"}
 	case reflect.Float32, reflect.Float64:
 		return object{"type": "number"}
-	case reflect.Uint, reflect.Uint32, reflect.Uint64:
+	case reflect.Uint, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return object{"type": "integer", "minimum": 0}
 	case reflect.Int, reflect.Int32, reflect.Int64:
 		return object{"type": "integer"}

@@ -76,6 +76,8 @@ func routes() []route {
 		{method: post, path: "/vms/{name}/restart", id: "restartVM", summary: "Stop a VM and start it again", query: waitParams(), body: api.VMStop{}, bodyOpt: true, status: 200, reply: api.VM{}, handle: (*Server).restartVM},
 		{method: get, path: "/vms/{name}/timeline", id: "vmTimeline", summary: "Get the steps of the VM's last start", status: 200, reply: api.Timeline{}, handle: (*Server).vmTimeline},
 		{method: get, path: "/vms/{name}/logs", id: "vmLogs", summary: "Stream the workload's output or the console, a JSON object a line", query: logParams(), status: 200, reply: api.LogEntry{}, media: mediaNDJSON, handle: (*Server).vmLogs},
+		{method: post, path: "/vms/{name}/exec", id: "execVM", summary: "Run a command in a VM: switches to the protocol of its streams", body: api.Exec{}, status: 101, handle: (*Server).execVM},
+		{method: post, path: "/vms/{name}/attach", id: "attachVM", summary: "Connect with the workload: switches to the protocol of its streams", status: 101, handle: (*Server).attachVM},
 		{path: "/vms/{name}/agent/{path...}", id: "vmAgent", summary: "Pass any request on to the workload at its base URL", status: 200, media: "*/*", handle: (*Server).vmAgent},
 
 		{method: get, path: "/plugins", id: "listPlugins", summary: "List plugins", status: 200, reply: pluginList{}, handle: (*Server).listPlugins},

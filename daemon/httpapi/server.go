@@ -49,6 +49,7 @@ type Server struct {
 	heartbeat time.Duration
 	mux       *http.ServeMux
 
+	joined    sync.WaitGroup // connections that were switched to another protocol
 	closeOnce sync.Once
 	closing   chan struct{} // closed when Serve ends; streams and waits end then
 }
@@ -92,6 +93,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if err != nil {
 		err = hs.Close()
 	}
+	s.joined.Wait() // those end with closing
 	if serveErr := <-done; !errors.Is(serveErr, http.ErrServerClosed) {
 		return errors.Join(err, serveErr)
 	}

@@ -30,6 +30,11 @@ type Service interface {
 	// VMWorkload proxies HTTP, upgrades included, to the workload's base URL
 	// through the agent channel.
 	VMWorkload(ctx context.Context, name string) (http.Handler, error)
+	// VMExec runs a command in a VM, VMAttach connects with its workload, which
+	// it waits for when the VM is on its way. The connection speaks
+	// stdio.Protocol; the caller closes it. ctx bounds the asking only.
+	VMExec(ctx context.Context, name string, e api.Exec) (io.ReadWriteCloser, error)
+	VMAttach(ctx context.Context, name string) (io.ReadWriteCloser, error)
 
 	// InstallPlugin needs the artifacts' blobs to be there.
 	InstallPlugin(ctx context.Context, m api.Manifest) (api.Plugin, error)
