@@ -56,7 +56,7 @@ func arrows() map[string][]string {
 		"hv/hvtest/guest/init":       {"guest/wire", "hv/hvtest/guest"},
 		"guest":                      {"guest/wire", "client/api/stdio"},
 		"guest/wire":                 {},
-		"build":                      {"client/api", "initramfs", "build/superblock", "build/layers", "build/erofs"},
+		"build":                      {"client/api", "initramfs", "build/dockerfile", "build/erofs", "build/layers", "build/oci", "build/superblock"},
 		"build/dockerfile":           {},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules
 		"build/oci":                  {"client/api"},

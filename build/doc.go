@@ -1,9 +1,22 @@
 // Package build is fledge: it turns a recipe, fledge.toml, into a bootable
-// artifact and the plugin manifest that installs it. This version builds the
-// initramfs strategy: programs and files packed into one cpio archive that is
-// the guest's whole root.
+// artifact and the plugin manifest that installs it. The artifact is an archive
+// that is the guest's whole root, of mapped programs and files or of an image;
+// or a disk, of an image. The image comes from wherever package oci finds one, or
+// from a Dockerfile by package dockerfile.
 //
-// # What goes in
+// # From an image
+//
+// The image's layers are flattened into one tree (package layers), the recipe's
+// mappings go over it, and what a root needs where the image lacks it: the
+// directories dev, etc, proc, root, run, sys and tmp; in an archive also
+// /dev/console and /dev/null. Owners, modes and times are the image's; what is
+// mapped belongs to root and is of 1970. ConvertImage does the same, without a
+// recipe, for the daemon: its disk is fledge's, byte for byte.
+//
+// The manifest is what api.ImageManifest makes of the image's configuration,
+// with the recipe's [manifest] over it.
+//
+// # From mappings
 //
 //   - The recipe's mappings, host path to absolute guest path: files, and
 //     directories with all they hold. A symbolic link inside a directory stays
@@ -24,6 +37,8 @@
 //   - /init by one of three modes, see below.
 //
 // # Init modes
+//
+// Of an archive; a disk has none of them.
 //
 //	recipe                             /init in the archive      initramfs.agent
 //	(nothing), [agent] release         none; volantd supplies    host

@@ -9,9 +9,6 @@ import (
 	"github.com/volantvm/volant/client/api"
 )
 
-// ErrStrategy: the recipe asks for a strategy this version does not build.
-var ErrStrategy = errors.New("not built yet in this version")
-
 // Error is a fault in an input file: what is wrong, and where.
 type Error struct {
 	File string // as the user named it

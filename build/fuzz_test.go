@@ -13,7 +13,7 @@ func FuzzParseRecipe(f *testing.F) {
 	f.Add([]byte("version = \"1\"\n[agent]\nsource_strategy = \"http\"\n"))
 	f.Add([]byte("a.b.c = [1, {x = 2}, [3.5, inf, 1979-05-27]]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := parseRecipe("fledge.toml", data)
+		r, err := parseRecipe("fledge.toml", data, nil)
 		var e *Error
 		if err != nil && !errors.As(err, &e) {
 			t.Fatalf("parseRecipe = %v, not an *Error", err)

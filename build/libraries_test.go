@@ -115,7 +115,7 @@ func TestHostProgramRuns(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{"fledge.toml": toml("\"/bin/ls\" = \"/opt/app/bin/app\"\n")})
 	r := mustBuild(t, dir, build.Options{})
-	if out := inImage(t, r.Archive, "/opt/app/bin/app", "/"); !strings.Contains(out, "opt\n") {
+	if out := inImage(t, r.Artifact, "/opt/app/bin/app", "/"); !strings.Contains(out, "opt\n") {
 		t.Errorf("ls / in the image printed %q", out)
 	}
 }
@@ -206,7 +206,7 @@ func TestLibraries(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if out := inImage(t, r.Archive, "/opt/app/bin/app"); out != "42\n" {
+			if out := inImage(t, r.Artifact, "/opt/app/bin/app"); out != "42\n" {
 				t.Errorf("app in the image printed %q, want 42", out)
 			}
 		})
@@ -218,7 +218,7 @@ func TestMuslProgramRuns(t *testing.T) {
 	write(t, dir, map[string]string{"app.c": "#include <stdio.h>\nint main(void) { puts(\"musl\"); return 0; }\n", "fledge.toml": toml("\"app\" = \"/opt/app/bin/app\"\n")})
 	command(t, "musl-gcc", "-o", filepath.Join(dir, "app"), filepath.Join(dir, "app.c"))
 	r := mustBuild(t, dir, build.Options{})
-	if out := inImage(t, r.Archive, "/opt/app/bin/app"); out != "musl\n" {
+	if out := inImage(t, r.Artifact, "/opt/app/bin/app"); out != "musl\n" {
 		t.Errorf("app in the image printed %q, want musl", out)
 	}
 }
@@ -233,7 +233,7 @@ func TestLibrariesOfLdSoConf(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	compile(t, dir)
 	write(t, dir, map[string]string{"fledge.toml": toml("\"bin\" = \"/opt/app/bin\"\n\"lib\" = \"/usr/lib\"\n")})
-	root := unpack(t, mustBuild(t, dir, build.Options{}).Archive)
+	root := unpack(t, mustBuild(t, dir, build.Options{}).Artifact)
 	write(t, root, map[string]string{
 		"etc/ld.so.conf":            "include ld.so.conf.d/*.conf\n/gone # not there\n",
 		"etc/ld.so.conf.d/own.conf": "# ours\n/opt/strange\n",
@@ -248,11 +248,11 @@ func TestLibrariesOfLdSoConf(t *testing.T) {
 	var o build.Options
 	o.SetRoot(root)
 	r := mustBuild(t, dir, o)
-	got := list(t, r.Archive)
+	got := list(t, r.Artifact)
 	if got["opt/strange/libb.so.1"] != "Lrwxrwxrwx libb.so.1.0" || got["opt/strange/libb.so.1.0"] == "" {
 		t.Errorf("the library and its link are not in /opt/strange: %q", got["opt/strange/libb.so.1"])
 	}
-	if out := inImage(t, r.Archive, "/opt/app/bin/app"); out != "42\n" {
+	if out := inImage(t, r.Artifact, "/opt/app/bin/app"); out != "42\n" {
 		t.Errorf("app in the image printed %q, want 42", out)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"reflect"
 
 	"github.com/volantvm/volant/client/api"
 )
@@ -48,22 +49,24 @@ type template struct {
 }
 
 // loadTemplate finds the manifest: the file given, or the recipe's [manifest],
-// or a manifest.toml, .yaml, .yml or .json beside the recipe.
+// or a manifest.toml, .yaml, .yml or .json beside the recipe. An image says most
+// of what a manifest does, so there it may be missing.
 func loadTemplate(r *Recipe, given string) (*template, error) {
 	if given != "" && r.Manifest != nil {
 		return nil, r.src.errorf("manifest", "stands beside the manifest file %s; give one", given)
 	}
-	t := &template{src: r.src, prefix: "manifest"}
+	t := &template{manifest: new(api.Manifest), src: r.src, prefix: "manifest"}
 	if r.Manifest != nil {
-		t.manifest = new(api.Manifest)
 		if err := api.DecodeStrict(r.Manifest, t.manifest); err != nil {
 			return nil, r.src.place("manifest", err)
 		}
 		return t, t.check()
 	}
-	candidates := []string{given}
-	if given == "" {
-		candidates = candidates[:0]
+	var candidates []string
+	switch {
+	case given != "":
+		candidates = []string{given}
+	case r.dir != "":
 		for _, ext := range []string{".toml", ".yaml", ".yml", ".json"} {
 			candidates = append(candidates, filepath.Join(r.dir, "manifest"+ext))
 		}
@@ -83,10 +86,13 @@ func loadTemplate(r *Recipe, given string) (*template, error) {
 		t = &template{manifest: m, src: src}
 		return t, t.check()
 	}
+	if r.rooted() {
+		return t, nil
+	}
 	return nil, r.src.errorf("manifest", "is missing: add a [manifest] section, put a manifest.toml beside the recipe, or give -m")
 }
 
-// check refuses what fledge itself fills in, and fills in what it can.
+// check refuses what fledge itself fills in.
 func (t *template) check() error {
 	m := t.manifest
 	for _, f := range []struct {
@@ -96,15 +102,6 @@ func (t *template) check() error {
 		if f.set {
 			return t.errorf(f.key, "is written by the build; leave it out")
 		}
-	}
-	if m.SchemaVersion == "" {
-		m.SchemaVersion = "1"
-	}
-	if m.Runtime == "" {
-		m.Runtime = m.Name
-	}
-	if m.Resources == (api.Resources{}) {
-		m.Resources = api.Resources{CPUCores: defaultCPUCores, MemoryMB: defaultMemoryMB}
 	}
 	return nil
 }
@@ -116,14 +113,67 @@ func (t *template) errorf(key, format string, args ...any) error {
 	return t.src.errorf(key, format, args...)
 }
 
-// finish names the artifact and validates the whole. t is not changed.
-func (t *template) finish(artifact, digest, agent string) (*api.Manifest, error) {
-	m := *t.manifest
-	m.Initramfs = &api.Initramfs{URL: artifact, Checksum: digest, Agent: agent}
+// finish returns a copy of m, which is t's manifest or made of it, with what has
+// a default and the artifact that set names, and validates the whole.
+func (t *template) finish(m api.Manifest, set func(*api.Manifest) error) (*api.Manifest, error) {
+	if m.SchemaVersion == "" {
+		m.SchemaVersion = "1"
+	}
+	if m.Runtime == "" {
+		m.Runtime = m.Name
+	}
+	if m.Resources == (api.Resources{}) {
+		m.Resources = defaultResources()
+	}
+	if err := set(&m); err != nil {
+		return nil, t.src.place(t.prefix, err)
+	}
 	if err := m.Validate(); err != nil {
 		return nil, t.src.place(t.prefix, err)
 	}
 	return &m, nil
+}
+
+func defaultResources() api.Resources {
+	return api.Resources{CPUCores: defaultCPUCores, MemoryMB: defaultMemoryMB}
+}
+
+// ManifestFromImage returns the manifest of a plugin made of an image: all that
+// the image's configuration says, with the resources of a VM that names none,
+// and no artifact. Errors are *api.Error.
+func ManifestFromImage(name string, cfg api.ImageConfig) (*api.Manifest, error) {
+	m, err := api.ImageManifest(name, cfg)
+	if err != nil {
+		return nil, err
+	}
+	m.Runtime, m.Resources = m.Name, defaultResources()
+	return &m, nil
+}
+
+// overlay returns base with what over says in its place. Environment and labels
+// are merged, and a workload field by field; any other value or list replaces
+// the image's.
+func overlay(base, over api.Manifest) api.Manifest {
+	out := base
+	replace(&out, over)
+	out.Labels = api.MergeLabels(base.Labels, over.Labels)
+	if base.Workload != nil && over.Workload != nil {
+		w := *base.Workload
+		replace(&w, *over.Workload)
+		w.Env = api.MergeLabels(base.Workload.Env, over.Workload.Env)
+		out.Workload = &w
+	}
+	return out
+}
+
+// replace sets the fields of a struct that over has a value for.
+func replace[T any](to *T, over T) {
+	dst, src := reflect.ValueOf(to).Elem(), reflect.ValueOf(over)
+	for i := range src.NumField() {
+		if f := src.Field(i); !f.IsZero() {
+			dst.Field(i).Set(f)
+		}
+	}
 }
 
 // encodeManifest writes the manifest as it is published. Maps are sorted, so

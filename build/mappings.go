@@ -31,8 +31,10 @@ func addMappings(ctx context.Context, t *tree, r *Recipe, outputs []string) erro
 	return nil
 }
 
+func mappingOrigin(host string) string { return fmt.Sprintf("mapping %q", host) }
+
 func addMapping(ctx context.Context, t *tree, r *Recipe, host, guest string, outputs []string) error {
-	origin := fmt.Sprintf("mapping %q", host)
+	origin := mappingOrigin(host)
 	top, err := filepath.EvalSymlinks(r.hostPath(host))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("no such file or directory: %s", r.hostPath(host))
@@ -71,7 +73,7 @@ func addMapping(ctx context.Context, t *tree, r *Recipe, host, guest string, out
 			return err
 		}
 		name := rel(path.Join(guest, filepath.ToSlash(sub)))
-		if name == "init" && (r.Init == nil || !r.Init.None) {
+		if name == "init" && r.ownsInit() {
 			return fmt.Errorf("%s would be /init, which is not for a mapping in this init mode: give [init] none = true to bring your own", p)
 		}
 		switch {

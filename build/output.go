@@ -14,7 +14,7 @@ const outputMode = 0o644
 
 // writeWhole writes a file by way of a temporary one beside it that is synced
 // and renamed, so that name is at every time the old file or the new one.
-func writeWhole(name string, write func(io.Writer) error) (err error) {
+func writeWhole(name string, write func(*os.File) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
 	if errors.Is(err, fs.ErrNotExist) {
 		return &fs.PathError{Op: "write", Path: name, Err: errors.New("its directory does not exist")}

@@ -9,16 +9,25 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/volantvm/volant/build/dockerfile"
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/initramfs"
 )
 
 // Strategies.
 const (
-	StrategyInitramfs = "initramfs"
-	StrategyRootfs    = "oci_rootfs"
+	StrategyInitramfs = "initramfs"  // an archive: of mappings, or of an image
+	StrategyRootfs    = "oci_rootfs" // a disk, of an image
+)
+
+// Types of the disk that oci_rootfs makes.
+const (
+	FilesystemErofs    = "erofs" // default
+	FilesystemSquashfs = "squashfs"
+	FilesystemExt4     = "ext4"
 )
 
 // Agent source strategies.
@@ -42,6 +51,9 @@ type Recipe struct {
 
 	Mappings    map[string]string `json:"-"`        // host path → absolute guest path
 	RawMappings map[string]any    `json:"mappings"` // as written; a value may be no string
+
+	image      imageSource      // that Source.Image means
+	dockerfile *dockerfile.Spec // of Source.Dockerfile, its paths the building process's
 
 	file string // as given
 	dir  string // that relative host paths are relative to
@@ -68,20 +80,20 @@ type SourceSpec struct {
 	Busybox       string            `json:"busybox"`        // host path
 	BusyboxURL    string            `json:"busybox_url"`    // instead of Busybox
 	BusyboxSHA256 string            `json:"busybox_sha256"` // 64 hex digits; required with BusyboxURL
-	Image         string            `json:"image"`
-	Dockerfile    string            `json:"dockerfile"`
-	Context       string            `json:"context"`
+	Image         string            `json:"image"`          // a reference, or in skopeo's words where the image is
+	Dockerfile    string            `json:"dockerfile"`     // host path, instead of Image
+	Context       string            `json:"context"`        // host path; default: the Dockerfile's directory
 	Target        string            `json:"target"`
 	BuildArgs     map[string]string `json:"build_args"`
 }
 
 // FilesystemSpec is the disk image of the oci_rootfs strategy.
 type FilesystemSpec struct {
-	Type             string `json:"type"`
-	SizeBufferMB     int    `json:"size_buffer_mb"` // MiB
-	Preallocate      bool   `json:"preallocate"`
-	CompressionLevel int    `json:"compression_level"`
-	OverlaySize      string `json:"overlay_size"`
+	Type             string `json:"type"`              // FilesystemErofs...
+	SizeBufferMB     int    `json:"size_buffer_mb"`    // MiB that stay free in ext4
+	Preallocate      bool   `json:"preallocate"`       // the image file has no holes
+	CompressionLevel int    `json:"compression_level"` // of squashfs; 0: its default
+	OverlaySize      string `json:"overlay_size"`      // of the disk that takes a VM's changes, "1G"; the manifest's root.size_mb
 }
 
 // OutputSpec says how the artifact is stored.
@@ -89,16 +101,9 @@ type OutputSpec struct {
 	Compression string `json:"compression"` // none (default), gzip, zstd or lz4
 }
 
-// LoadRecipe reads and validates a recipe. Errors are *Error.
-func LoadRecipe(file string) (*Recipe, error) {
-	data, err := readDocument(file)
-	if err != nil {
-		return nil, err
-	}
-	return parseRecipe(file, data)
-}
-
-func parseRecipe(file string, data []byte) (*Recipe, error) {
+// parseRecipe decodes and validates the recipe in a file. instead, when it is not
+// nil, takes the place of its source. Errors are *Error.
+func parseRecipe(file string, data []byte, instead *dockerfile.Spec) (*Recipe, error) {
 	if filepath.Ext(file) != ".toml" {
 		return nil, &Error{File: file, Err: errors.New("a recipe is TOML and its name ends in .toml")}
 	}
@@ -110,10 +115,44 @@ func parseRecipe(file string, data []byte) (*Recipe, error) {
 	if err := api.DecodeStrict(doc, r); err != nil {
 		return nil, src.place("", err)
 	}
+	if instead != nil {
+		r.Source, r.dockerfile = nil, instead
+	}
 	if err := r.validate(); err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// rooted reports whether the artifact is made of an image.
+func (r *Recipe) rooted() bool { return r.dockerfile != nil || r.image != imageSource{} }
+
+// imageName is the name of a plugin whose manifest gives none.
+func (r *Recipe) imageName() string {
+	if r.dockerfile == nil {
+		return r.image.plugin()
+	}
+	if r.dockerfile.Context != "" {
+		return nameOfPath(r.dockerfile.Context)
+	}
+	return nameOfPath(filepath.Dir(r.dockerfile.File))
+}
+
+// ownsInit reports whether /init is not for a mapping: it is the agent's, or
+// what [init] path gives.
+func (r *Recipe) ownsInit() bool {
+	return r.Strategy == StrategyInitramfs && (r.Init == nil || !r.Init.None)
+}
+
+// agent is who is /init, in the manifest's words.
+func (r *Recipe) agent() string {
+	switch a := r.Agent; {
+	case r.Init != nil:
+		return api.AgentNone
+	case a == nil || a.SourceStrategy == AgentRelease:
+		return api.AgentHost
+	}
+	return api.AgentImage
 }
 
 // hostPath resolves a host path of the recipe.
@@ -143,7 +182,7 @@ func (r *Recipe) validate() error {
 	if s == nil {
 		s = &SourceSpec{}
 	}
-	rooted := s.Image != "" || s.Dockerfile != ""
+	rooted := s.Image != "" || s.Dockerfile != "" || r.dockerfile != nil
 	if r.Strategy == "" {
 		r.Strategy = StrategyInitramfs
 		if rooted {
@@ -152,6 +191,7 @@ func (r *Recipe) validate() error {
 	}
 	for _, check := range []func() error{
 		func() error { return r.validateSource(s) },
+		func() error { return r.validateImage(s) },
 		r.validateFilesystem,
 		r.validateAgent,
 		r.validateInit,
@@ -167,16 +207,12 @@ func (r *Recipe) validate() error {
 		}
 	}
 	switch {
-	case r.Strategy == StrategyRootfs:
-		return r.src.errorf("strategy", "%w: strategy %s", ErrStrategy, StrategyRootfs)
-	case r.Strategy != StrategyInitramfs:
+	case r.Strategy != StrategyRootfs && r.Strategy != StrategyInitramfs:
 		return r.src.errorf("strategy", "%q is not known; give initramfs or oci_rootfs", r.Strategy)
-	case rooted:
-		key := "source.image"
-		if s.Dockerfile != "" {
-			key = "source.dockerfile"
-		}
-		return r.src.errorf(key, "%w: an initramfs made from an OCI image; strategy initramfs packs [mappings]", ErrStrategy)
+	case r.Strategy == StrategyRootfs && !rooted:
+		return r.src.errorf("source", "is missing: strategy oci_rootfs makes a disk of an image; give [source] image or dockerfile")
+	case r.Strategy == StrategyRootfs && r.Init != nil:
+		return r.src.errorf("init", "has no meaning with strategy oci_rootfs: the agent starts the image's program; give [manifest.workload] entrypoint")
 	}
 	return nil
 }
@@ -208,6 +244,26 @@ func (r *Recipe) validateSource(s *SourceSpec) error {
 	return nil
 }
 
+func (r *Recipe) validateImage(s *SourceSpec) (err error) {
+	if s.Image != "" {
+		if r.image, err = parseImageSource(s.Image); err != nil {
+			return r.src.errorf("source.image", "%w", err)
+		}
+	}
+	if s.Dockerfile != "" {
+		r.dockerfile = &dockerfile.Spec{File: r.hostPath(s.Dockerfile), Target: s.Target, Args: s.BuildArgs}
+		if s.Context != "" {
+			r.dockerfile.Context = r.hostPath(s.Context)
+		}
+	}
+	for k := range s.BuildArgs {
+		if k == "" || strings.ContainsAny(k, "=\x00") {
+			return r.src.errorf("source.build_args", "%q is not the name of a build argument", clip(k))
+		}
+	}
+	return nil
+}
+
 func (r *Recipe) checkURL(key, raw string) error {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
@@ -222,9 +278,11 @@ func (r *Recipe) validateFilesystem() error {
 		return nil
 	}
 	switch f.Type {
-	case "", "erofs", "squashfs", "ext4", "xfs", "btrfs":
+	case "", FilesystemErofs, FilesystemSquashfs, FilesystemExt4:
+	case "xfs", "btrfs":
+		return r.src.errorf("filesystem.type", "%q cannot be made without mounting it, which needs root; a root that is never written gains nothing by it: give erofs, squashfs or ext4", f.Type)
 	default:
-		return r.src.errorf("filesystem.type", "%q is not known; give erofs, squashfs, ext4, xfs or btrfs", f.Type)
+		return r.src.errorf("filesystem.type", "%q is not known; give erofs, squashfs or ext4", clip(f.Type))
 	}
 	if f.SizeBufferMB < 0 {
 		return r.src.errorf("filesystem.size_buffer_mb", "is negative")
@@ -232,13 +290,31 @@ func (r *Recipe) validateFilesystem() error {
 	if f.CompressionLevel < 0 || f.CompressionLevel > 22 {
 		return r.src.errorf("filesystem.compression_level", "is %d; give 0 to 22", f.CompressionLevel)
 	}
-	if s := f.OverlaySize; s != "" {
-		digits := strings.TrimRight(s, "KMGkmg")
-		if len(s)-len(digits) > 1 || digits == "" || strings.Trim(digits, "0123456789") != "" {
-			return r.src.errorf("filesystem.overlay_size", `%q is not a size such as "512M" or "1G"`, clip(s))
+	if f.OverlaySize != "" {
+		mib, ok := parseMiB(f.OverlaySize)
+		if !ok {
+			return r.src.errorf("filesystem.overlay_size", `%q is not a size such as "512M" or "1G"`, clip(f.OverlaySize))
+		}
+		if mib < api.MinDiskMB || mib > api.MaxDiskMB {
+			return r.src.errorf("filesystem.overlay_size", "is %d MiB; give %d to %d", mib, api.MinDiskMB, api.MaxDiskMB)
 		}
 	}
 	return nil
+}
+
+// parseMiB reads a size in bytes, or in KiB, MiB or GiB by its last letter, and
+// returns it in MiB, rounded up.
+func parseMiB(s string) (int, bool) {
+	digits, shift := s, 0
+	if i := strings.IndexAny(s, "KMGkmg"); i >= 0 && i == len(s)-1 {
+		digits = s[:i]
+		shift = map[byte]int{'k': 10, 'm': 20, 'g': 30}[s[i]|0x20]
+	}
+	n, err := strconv.ParseUint(digits, 10, 32)
+	if err != nil || digits[0] == '+' {
+		return 0, false
+	}
+	return int((n<<shift + 1<<20 - 1) >> 20), true
 }
 
 func (r *Recipe) validateAgent() error {
@@ -325,7 +401,7 @@ func (r *Recipe) validateMappings() error {
 			return r.src.errorf(key, `guest path %q holds ".."`, clip(guest))
 		}
 		clean := path.Clean(guest)
-		if clean == "/init" && (r.Init == nil || !r.Init.None) {
+		if clean == "/init" && r.ownsInit() {
 			return r.src.errorf(key, "/init is not for a mapping in this init mode: give [init] none = true to bring your own")
 		}
 		if other, ok := guests[clean]; ok {

@@ -2,7 +2,6 @@ package build
 
 import (
 	"encoding/json"
-	"errors"
 	"os"
 	"reflect"
 	"slices"
@@ -74,7 +73,18 @@ func TestSchemaAgrees(t *testing.T) {
 		{"", false},
 		{"version = \"2\"", false},
 		{"version = \"1\"\nstrategy = \"zip\"", false},
-		{"version = \"1\"\nstrategy = \"oci_rootfs\"", true},
+		{"version = \"1\"\nstrategy = \"oci_rootfs\"", false},
+		{"version = \"1\"\nstrategy = \"oci_rootfs\"\n[source]\nbusybox = \"b\"", false},
+		{"version = \"1\"\nstrategy = \"oci_rootfs\"\n[source]\nimage = \"docker://nginx:alpine\"", true},
+		{"version = \"1\"\nstrategy = \"oci_rootfs\"\n[source]\ndockerfile = \"Dockerfile\"\nbuild_args = { A = \"b=c\" }", true},
+		{"version = \"1\"\nstrategy = \"oci_rootfs\"\n[init]\nnone = true\n[source]\nimage = \"nginx\"", false},
+		{"version = \"1\"\n[source]\nimage = \"nginx\"", true},
+		{"version = \"1\"\n[source]\nimage = \"./image.tar\"", false},
+		{"version = \"1\"\n[source]\nimage = \"oci-archive:./image.tar\"", true},
+		{"version = \"1\"\n[source]\nimage = \"nginx\"\ndockerfile = \"Dockerfile\"", false},
+		{"version = \"1\"\n[source]\ndockerfile = \"Dockerfile\"\nbuild_args = { \"A=B\" = \"c\" }", false},
+		{"version = \"1\"\nstrategy = \"initramfs\"\n[source]\nimage = \"nginx\"\n[init]\nnone = true", true},
+		{"version = \"1\"\n[filesystem]\ntype = \"xfs\"", false},
 		{"version = \"1\"\n[agent]", true},
 		{"version = \"1\"\n[agent]\nsource_strategy = \"local\"", false},
 		{"version = \"1\"\n[agent]\nsource_strategy = \"local\"\npath = \"x\"", true},
@@ -110,7 +120,7 @@ func TestSchemaAgrees(t *testing.T) {
 		if err := schema.Validate(v); (err == nil) != tt.ok {
 			t.Errorf("the schema says %v of:\n%s", err, tt.recipe)
 		}
-		if _, err := parseRecipe("fledge.toml", []byte(tt.recipe)); (err == nil || errors.Is(err, ErrStrategy)) != tt.ok {
+		if _, err := parseRecipe("fledge.toml", []byte(tt.recipe), nil); (err == nil) != tt.ok {
 			t.Errorf("the code says %v of:\n%s", err, tt.recipe)
 		}
 	}

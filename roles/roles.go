@@ -113,7 +113,7 @@ name it is called by or by the first word:
 
   volantd   the control plane: runs and watches the microVMs of this host
   volar     the command line: talks to volantd
-  fledge    the image builder: packs programs into bootable artifacts
+  fledge    the image builder: makes bootable artifacts of programs, images, Dockerfiles
   kestrel   the agent, PID 1 inside a guest; refuses to run anywhere else
 
 volant install links the first three names to this binary, in the folder of

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/volantvm/volant/build/oci/ocitest"
 	"github.com/volantvm/volant/roles/fledge"
 )
 
@@ -64,6 +65,14 @@ func TestUsage(t *testing.T) {
 		{[]string{"inspect"}, 2, "", "fledge: expected \"<file>\""},
 		{[]string{"inspect", "x", "-o", "xml"}, 2, "", "must be one of"},
 		{[]string{"build", "-c", "gone.toml"}, 1, "", "fledge: open gone.toml: no such file or directory\n"},
+		{[]string{"build", "--help"}, 0, "--output-initramfs", ""},
+		{[]string{"build", "--context", "."}, 2, "", "need a DOCKERFILE"},
+		{[]string{"build", "other.toml"}, 2, "", "other.toml is a recipe: give it with -c"},
+		{[]string{"build", "--build-arg", "A"}, 2, "", "--build-arg"},
+		{[]string{"build", "--registry-mirror", "docker.io"}, 2, "", `registry mirror "docker.io" is not REGISTRY=MIRROR`},
+		{[]string{"build", "--registry-mirror", "docker.io=http://x"}, 2, "", "write it without http://"},
+		{[]string{"build", "--plain-http", "http://x"}, 2, "", "plain-HTTP registry"},
+		{[]string{"build", "gone/Dockerfile"}, 1, "", "no such file"},
 		{[]string{"inspect", "gone.cpio"}, 1, "", "no such file"},
 		{[]string{"verify", "gone.json"}, 1, "", "no such file"},
 	} {
@@ -213,6 +222,78 @@ func TestInspectVerifyDisk(t *testing.T) {
 	}
 }
 
+// TestBuildImage goes from a layout's image to a disk, and reads it.
+func TestBuildImage(t *testing.T) {
+	t.Chdir(t.TempDir())
+	img, err := ocitest.FromFiles("docker.io/library/shop:2", []ocitest.File{ocitest.Regular("bin/shop", 0o755, "program")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.Config.Cmd = []string{"/bin/shop"}
+	digests, err := ocitest.WriteLayout("layout", img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, "fledge.toml", "version = \"1\"\nstrategy = \"oci_rootfs\"\n[source]\nimage = \"oci:layout:shop:2\"\n")
+	got := run(t, "build")
+	first, _, _ := strings.Cut(got.stdout, "\n")
+	file, digest, _ := strings.Cut(first, " ")
+	if got.status != 0 || file != "shop.img" || !strings.HasSuffix(got.stdout, "\nshop.manifest.json\n") {
+		t.Fatalf("build = %+v", got)
+	}
+	for _, want := range []string{"image ", digests[0], "disk ", "shop.img, 10 inodes"} {
+		if !strings.Contains(got.stderr, want) {
+			t.Errorf("progress lacks %q:\n%s", want, got.stderr)
+		}
+	}
+	if got = run(t, "inspect", file); got.status != 0 || !strings.Contains(got.stdout, "type         erofs\n") || !strings.Contains(got.stdout, digest) {
+		t.Errorf("inspect = %+v", got)
+	}
+	if got = run(t, "verify", "shop.manifest.json"); got.status != 0 || !strings.HasSuffix(got.stdout, digest+": ok\n") {
+		t.Errorf("verify = %+v", got)
+	}
+}
+
+// TestBuildDockerfile builds as the documentation says, with buildah in a store
+// of the test's own.
+func TestBuildDockerfile(t *testing.T) {
+	if _, err := exec.LookPath("buildah"); err != nil || os.Getuid() != 0 {
+		if os.Getenv("VOLANT_TEST_ALL") != "" {
+			t.Fatal("buildah and root are needed: ", err)
+		}
+		t.Skip("buildah and root are needed")
+	}
+	store := t.TempDir()
+	write(t, filepath.Join(store, "storage.conf"), "[storage]\ndriver = \"vfs\"\ngraphroot = \""+store+"/root\"\nrunroot = \""+store+"/run\"\n")
+	t.Setenv("CONTAINERS_STORAGE_CONF", filepath.Join(store, "storage.conf"))
+	t.Setenv("BUILDAH_ISOLATION", "chroot")
+	t.Chdir(t.TempDir())
+	write(t, "app", "program")
+	write(t, "Dockerfile", "FROM scratch AS base\nARG VERSION\nCOPY app /app\nENV VERSION=$VERSION\nCMD [\"/app\"]\nFROM base AS other\nCMD [\"/other\"]\n")
+
+	got := run(t, "build", "./Dockerfile", "--context", ".", "--target", "base", "--build-arg", "VERSION=a=b;c", "--builder", "buildah", "-o", "web")
+	if got.status != 0 || !strings.HasPrefix(got.stdout, "web.img sha256:") || !strings.Contains(got.stderr, "COPY app /app") || !strings.Contains(got.stderr, "built by buildah") {
+		t.Fatalf("build = %+v", got)
+	}
+	b, err := os.ReadFile("web.manifest.json")
+	if err != nil || !bytes.Contains(b, []byte(`"VERSION": "a=b;c"`)) || !bytes.Contains(b, []byte(`"/app"`)) {
+		t.Errorf("manifest %s, %v", b, err)
+	}
+	got = run(t, "build", "Dockerfile", "--builder", "buildah", "--output-initramfs", "-q", "-o", "web", "--target", "base")
+	if got.status != 0 || !strings.HasPrefix(got.stdout, "web.cpio sha256:") || got.stderr != "" {
+		t.Errorf("build --output-initramfs = %+v", got)
+	}
+	if got = run(t, "inspect", "web.cpio"); !strings.Contains(got.stdout, " app\n") || !strings.Contains(got.stdout, " dev/console\n") {
+		t.Errorf("inspect = %+v", got)
+	}
+	t.Setenv("PATH", t.TempDir())
+	got = run(t, "build", "Dockerfile", "-q", "-o", "none")
+	want := "fledge: Dockerfile: no builder of Dockerfiles works here: buildctl is not in PATH; docker is not in PATH; podman is not in PATH; buildah is not in PATH\nhint: install one of buildctl, docker, podman, buildah"
+	if got.status != 1 || !strings.HasPrefix(got.stderr, want) {
+		t.Errorf("build without a builder = %+v, want %q", got, want)
+	}
+}
+
 func TestBuildErrors(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if got := run(t, "build"); got.status != 1 || !strings.Contains(got.stderr, "fledge.toml: no such file or directory\nhint: run fledge build in the folder") {
@@ -221,7 +302,7 @@ func TestBuildErrors(t *testing.T) {
 	write(t, "app", "static")
 	for _, tt := range []struct{ name, recipe, want string }{
 		{"unknown key", strings.Replace(recipe, "[mappings]", "[mapings]", 1), "fledge: fledge.toml:2: mapings: is not a known field; did you mean mappings?\n"},
-		{"strategy", "version = \"1\"\nstrategy = \"oci_rootfs\"\n", "fledge: fledge.toml:2: strategy: not built yet in this version: strategy oci_rootfs\nhint: "},
+		{"no image", "version = \"1\"\nstrategy = \"oci_rootfs\"\n", "fledge: fledge.toml: source: is missing: strategy oci_rootfs makes a disk of an image"},
 		{"missing file", strings.Replace(recipe, `"app" =`, `"gone" =`, 1), "fledge: fledge.toml:3: mappings.gone: no such file or directory: gone\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

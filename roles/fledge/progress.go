@@ -12,8 +12,8 @@ import (
 // patience is how long a step may take before it is announced unfinished.
 const patience = 2 * time.Second
 
-// progress prints a line for each step that did something, and, for one that
-// takes long, a line while it runs.
+// progress prints a line for each step that did something, what steps tell while
+// they run, and, for one that takes long and tells nothing, a line that says so.
 type progress struct {
 	mu    sync.Mutex // guards w and running
 	w     io.Writer
@@ -31,6 +31,8 @@ func (p *progress) step(s build.Step) {
 	}
 	p.running = ""
 	switch {
+	case !s.Done && s.Detail != "":
+		fmt.Fprintf(p.w, "%-10s          %s\n", s.Name, s.Detail)
 	case !s.Done:
 		p.running = s.Name
 		p.timer = time.AfterFunc(patience, func() { p.announce(s.Name) })
