@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/volantvm/volant/build/oci"
 )
 
 // Options is what Run needs. Main makes them of flags and environment; tests
@@ -22,6 +24,7 @@ type Options struct {
 	DNS        []netip.Addr // of guests; nil: those of the host that a guest can reach
 	Hypervisor string       // "auto" or "qemu"
 	QEMU       string       // path of the binary; empty: looked up in PATH
+	Registry   oci.Registry // how registries of images are spoken to
 	Version    string
 	Log        *slog.Logger // nil discards
 

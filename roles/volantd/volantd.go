@@ -17,6 +17,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/volantvm/volant/build"
 	"github.com/volantvm/volant/roles/cmdline"
 )
 
@@ -39,6 +40,8 @@ type grammar struct {
 	Hypervisor string        `help:"What runs new VMs: ${enum} (default: ${default}; cloud-hypervisor is refused by this version)." env:"VOLANT_HYPERVISOR" enum:"auto,qemu,cloud-hypervisor" default:"auto" placeholder:"NAME"`
 	QEMU       string        `name:"qemu" help:"Path of qemu-system-x86_64 (default: looked up in PATH)." env:"VOLANT_QEMU" placeholder:"PATH"`
 	Boot       time.Duration `name:"boot-timeout" help:"How long a guest may take to start its workload before its start has failed (default: ${default})." env:"VOLANT_BOOT_TIMEOUT" default:"90s" placeholder:"TIME"`
+	Mirrors    []string      `name:"registry-mirror" help:"Ask MIRROR (HOST[:PORT][/PATH]) for images before REGISTRY; may be given several times." env:"VOLANT_REGISTRY_MIRRORS" placeholder:"REGISTRY=MIRROR"`
+	PlainHTTP  []string      `name:"plain-http" help:"Speak to REGISTRY (HOST[:PORT]), which may be a mirror, without TLS; may be given several times." env:"VOLANT_PLAIN_HTTP" placeholder:"REGISTRY"`
 	LogLevel   string        `help:"What is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
 	LogFormat  string        `help:"How it is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
 
@@ -99,6 +102,12 @@ func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 	if err := opt.setNetwork(g.Subnet, g.HostIP, g.DNS); err != nil {
 		return opt, err
 	}
+	registry, err := build.ParseRegistry(g.Mirrors, g.PlainHTTP)
+	if err != nil {
+		return opt, err
+	}
+	registry.UserAgent = "volantd/" + version
+	opt.Registry = registry
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(strings.ToUpper(g.LogLevel))); err != nil {
 		return opt, err
