@@ -90,6 +90,13 @@ func (c *cli) fail(err error) int {
 		}
 		return status
 	}
+	var fixed *statusError
+	if errors.As(err, &fixed) {
+		if fixed.err != nil && c.fail(fixed.err) == exitInterrupted {
+			return exitInterrupted
+		}
+		return fixed.status
+	}
 	status, hint := exitFailed, ""
 	var apiErr *api.Error
 	var usage *usageError

@@ -41,6 +41,9 @@ type grammar struct {
 	RM   deleteCmd `cmd:"" name:"rm" help:"Delete VMs (vms delete)."`
 	Logs logsCmd   `cmd:"" help:"Print what a VM's workload wrote (vms logs)."`
 
+	Exec   execCmd   `cmd:"" help:"Run a command in a VM."`
+	Attach attachCmd `cmd:"" help:"Connect with a VM's workload; ctrl-p ctrl-q leaves it."`
+
 	Completion completionCmd `cmd:"" help:"Print a completion script for a shell."`
 	Ver        versionCmd    `cmd:"" name:"version" help:"Print the versions of volar and volantd."`
 }
