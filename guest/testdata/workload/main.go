@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 func main() {
@@ -32,11 +34,40 @@ func main() {
 		}
 	case "nap":
 		time.Sleep(100 * time.Millisecond)
+	case "terminal":
+		terminal()
 	case "ignore-term":
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("ignoring")
 		select {}
 	}
+}
+
+// terminal tells of its terminal, whenever its size changes too, and echoes lines
+// until one says "end".
+func terminal() {
+	tell := func() {
+		var size struct{ rows, cols, x, y uint16 }
+		_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+		tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+		fmt.Printf("size %d %d %v, tty %v, TERM %s\n", size.rows, size.cols, errno, err, os.Getenv("TERM"))
+		tty.Close()
+	}
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, syscall.SIGWINCH)
+	go func() {
+		for range resized {
+			tell()
+		}
+	}()
+	tell()
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		fmt.Printf("<%s>\n", lines.Text())
+		if lines.Text() == "end" {
+			os.Exit(6)
+		}
+	}
+	os.Exit(7)
 }
 
 func number(s string) int {
