@@ -218,6 +218,9 @@ func composeWorkload(base *Workload, image *ImageConfig, req VMCreate) *Workload
 	if req.StopSignal != "" {
 		w.StopSignal = req.StopSignal
 	}
+	if req.StopTimeout != 0 {
+		w.StopTimeout = req.StopTimeout
+	}
 	w.TTY = w.TTY || req.TTY
 	w.Stdin = w.Stdin || req.Stdin
 	return &w

@@ -278,6 +278,9 @@ func (r *VMCreate) Validate() error {
 	if err := validateSignal("stop_signal", r.StopSignal); err != nil {
 		return err
 	}
+	if r.StopTimeout < 0 {
+		return fieldErr("stop_timeout_ms", "is negative")
+	}
 	if err := ValidateHostname("hostname", r.Hostname); err != nil {
 		return err
 	}

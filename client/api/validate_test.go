@@ -23,6 +23,8 @@ func TestVMCreateValidate(t *testing.T) {
 		"user with a blank":     {VMCreate{User: "a b"}, "user: "},
 		"user with two groups":  {VMCreate{User: "a:b:c"}, "user: "},
 		"signal":                {VMCreate{StopSignal: "SIGRTMIN+3"}, ""},
+		"stop timeout":          {VMCreate{StopTimeout: 1}, ""},
+		"negative stop timeout": {VMCreate{StopTimeout: -1}, "stop_timeout_ms: "},
 		"signal of signs":       {VMCreate{StopSignal: "$(x)"}, "stop_signal: "},
 		"hostname":              {VMCreate{Hostname: "Db-1.example"}, ""},
 		"hostname with a blank": {VMCreate{Hostname: "a b"}, "hostname: "},

@@ -104,13 +104,14 @@ type VMCreate struct {
 
 	// Entrypoint and Command are Docker's: an Entrypoint that is given drops
 	// the image's Cmd too. nil leaves what there is; an empty list clears it.
-	Entrypoint *[]string `json:"entrypoint,omitempty"`
-	Command    *[]string `json:"command,omitempty"`
-	Workdir    string    `json:"workdir,omitempty"`
-	User       string    `json:"user,omitempty"`
-	StopSignal string    `json:"stop_signal,omitempty"`
-	TTY        bool      `json:"tty,omitempty"`
-	Stdin      bool      `json:"stdin,omitempty"`
+	Entrypoint  *[]string `json:"entrypoint,omitempty"`
+	Command     *[]string `json:"command,omitempty"`
+	Workdir     string    `json:"workdir,omitempty"`
+	User        string    `json:"user,omitempty"`
+	StopSignal  string    `json:"stop_signal,omitempty"`
+	StopTimeout int       `json:"stop_timeout_ms,omitempty"` // milliseconds
+	TTY         bool      `json:"tty,omitempty"`
+	Stdin       bool      `json:"stdin,omitempty"`
 
 	Hostname    string        `json:"hostname,omitempty"`
 	NetworkMode string        `json:"network_mode,omitempty"` // as Network.Mode
