@@ -31,15 +31,19 @@ type grammar struct {
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
 	VMs     vmsCmd     `cmd:"" name:"vms" help:"Create, run and look at VMs."`
+	Images  imagesCmd  `cmd:"" help:"Get and manage images that VMs are made from."`
+	Volumes volumesCmd `cmd:"" help:"Make and manage disks that outlive VMs."`
 	Plugins pluginsCmd `cmd:"" help:"Install and manage what VMs run."`
 	Kernels kernelsCmd `cmd:"" help:"Import and manage guest kernels."`
 	Events  eventsCmd  `cmd:"" help:"Show what happened."`
 	System  systemCmd  `cmd:"" help:"Show what volantd is and holds."`
 
-	PS   listCmd   `cmd:"" name:"ps" help:"List VMs (vms list)."`
-	Stop stopCmd   `cmd:"" help:"Stop VMs (vms stop)."`
-	RM   deleteCmd `cmd:"" name:"rm" help:"Delete VMs (vms delete)."`
-	Logs logsCmd   `cmd:"" help:"Print what a VM's workload wrote (vms logs)."`
+	PS   listCmd      `cmd:"" name:"ps" help:"List VMs (vms list)."`
+	Stop stopCmd      `cmd:"" help:"Stop VMs (vms stop)."`
+	RM   deleteCmd    `cmd:"" name:"rm" help:"Delete VMs (vms delete)."`
+	Logs logsCmd      `cmd:"" help:"Print what a VM's workload wrote (vms logs)."`
+	Pull imagePullCmd `cmd:"" help:"Get images from their registries (images pull)."`
+	RMI  imageRMCmd   `cmd:"" name:"rmi" help:"Remove images (images rm)."`
 
 	Exec   execCmd   `cmd:"" help:"Run a command in a VM."`
 	Attach attachCmd `cmd:"" help:"Connect with a VM's workload; ctrl-p ctrl-q leaves it."`
@@ -61,6 +65,7 @@ type cli struct {
 	model          *kong.Application
 	opened         *client.Client
 	noteMu         sync.Mutex // held while a line is written to stderr
+	drawn          bool       // guarded by noteMu: a line stands on the terminal, see redraw
 }
 
 // defaultProgressAfter is when a user begins to wonder.
@@ -150,7 +155,11 @@ func (c *cli) compareVersion(daemon string) {
 func (c *cli) notef(format string, args ...any) {
 	c.noteMu.Lock()
 	defer c.noteMu.Unlock()
-	fmt.Fprintf(c.stderr, "volar: "+format+"\n", args...)
+	prefix := "volar: "
+	if c.drawn {
+		c.drawn, prefix = false, eraseLine+prefix
+	}
+	fmt.Fprintf(c.stderr, prefix+format+"\n", args...)
 }
 
 // printable replaces what could steer a terminal: texts come from guests too.

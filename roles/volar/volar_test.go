@@ -3,6 +3,7 @@ package volar
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/volantvm/volant/build/oci/ocitest"
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/daemon/httpapi"
 	"github.com/volantvm/volant/daemon/httpapi/httpapitest"
@@ -29,13 +31,24 @@ func noon() time.Time { return time.Date(2026, 11, 1, 13, 0, 0, 0, time.UTC) }
 
 // TestScripts runs testdata/script. Each script has a daemon of its own, whose
 // VMs behave as their names say: a VM called slow never gets ready, one called
-// bad crashes, one called weak never gets healthy. Commands beyond testscript's:
+// bad crashes, one called weak never gets healthy. Its user is logged in to
+// private.example. Commands beyond testscript's:
 //
 //	volar ARGS...      run volar, with the file stdin ($WORK expanded) as input;
 //	                   it must succeed unless ! stands in front
 //	status N           the last volar's exit status was N
 //	boot VM OUTCOME    let slow get on, see httpapitest.Service.Advance
+//	request            print the last request for a VM, as JSON
+//	image KIND PATH REFERENCE...
+//	                   write images as a layout, archive or docker archive
+//	pulls              print what was asked of registries
 func TestScripts(t *testing.T) {
+	login := t.TempDir()
+	if err := os.WriteFile(filepath.Join(login, "config.json"), []byte(`{"auths": {"private.example": {"auth": "bWU6c2VjcmV0"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_CONFIG", login)
+	t.Setenv("REGISTRY_AUTH_FILE", "")
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		UpdateScripts:       *update,
@@ -68,8 +81,11 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			done := make(chan error, 1)
-			go func() { done <- httpapi.New(httpapi.Config{Service: svc, Version: "1.2.3"}).Serve(ctx, ln) }()
-			env.Defer(func() { cancel(); <-done })
+			daemon := newFakeDaemon(svc)
+			server := &http.Server{Handler: daemon, BaseContext: func(net.Listener) context.Context { return ctx }}
+			go func() { done <- server.Serve(ln) }()
+			env.Defer(func() { cancel(); server.Close(); <-done })
+			env.Values["daemon"] = daemon
 			env.Setenv("HOST", "unix://"+socket)
 			env.Values["service"] = svc
 			env.Values["status"] = new(int)
@@ -94,11 +110,57 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("exit status %d, want %s", got, args[0])
 				}
 			},
+			"request": func(ts *testscript.TestScript, neg bool, args []string) {
+				req := ts.Value("daemon").(*fakeDaemon).request()
+				for i := range req.Volumes {
+					if v := &req.Volumes[i]; v.Blob != "" {
+						v.Blob = "DIGEST" // depends on when the script was unpacked
+					}
+				}
+				ts.Check(writeJSON(ts.Stdout(), req))
+			},
+			"image": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Check(writeImages(ts, args[0], ts.MkAbs(args[1]), args[2:]))
+			},
+			"pulls": func(ts *testscript.TestScript, neg bool, args []string) {
+				d := ts.Value("daemon").(*fakeDaemon)
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				for _, p := range d.pulls {
+					ts.Check(writeJSON(ts.Stdout(), p))
+				}
+			},
 			"boot": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Value("service").(*httpapitest.Service).Advance(args[0], args[1])
 			},
 		},
 	})
+}
+
+// writeImages writes an image for each reference ("-" for one without).
+func writeImages(ts *testscript.TestScript, kind, path string, references []string) error {
+	var images []ocitest.Image
+	for _, ref := range references {
+		img, err := ocitest.FromFiles(strings.TrimSuffix(ref, "-"), []ocitest.File{ocitest.Regular("etc/name", 0o644, ref)})
+		if err != nil {
+			return err
+		}
+		images = append(images, img)
+	}
+	if kind == "layout" {
+		_, err := ocitest.WriteLayout(path, images...)
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	if kind == "docker" {
+		_, err = ocitest.WriteDocker(f, images...)
+	} else {
+		_, err = ocitest.WriteArchive(f, images...)
+	}
+	return errors.Join(err, f.Close())
 }
 
 type fileServer struct {
@@ -143,8 +205,8 @@ func TestNothingElse(t *testing.T) {
 	}
 }
 
-// TestEnvironment checks where the address comes from.
-func TestEnvironment(t *testing.T) {
+// TestHost checks where the address comes from.
+func TestHost(t *testing.T) {
 	dir := t.TempDir()
 	for _, c := range []struct{ host, base, flag, want string }{
 		{"", "", "", api.DefaultSocket},
@@ -279,5 +341,28 @@ func TestInterruptedInput(t *testing.T) {
 	var out, errOut bytes.Buffer
 	if status := Main(ctx, []string{"plugins", "install", "-"}, in, &out, &errOut, "1.2.3"); status != exitInterrupted || errOut.Len() != 0 {
 		t.Errorf("Main = %d, stderr %q, want %d and nothing", status, &errOut, exitInterrupted)
+	}
+}
+
+// daemonFor serves a fake daemon and returns it with a cli that speaks to it.
+func daemonFor(t *testing.T, svc *httpapitest.Service) (*fakeDaemon, *cli) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "volar-test-*") // a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", filepath.Join(dir, "v.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newFakeDaemon(svc)
+	server := &http.Server{Handler: d}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ln) }()
+	t.Cleanup(func() { server.Close(); <-done; os.RemoveAll(dir) })
+	return d, &cli{
+		ctx: t.Context(), stdin: strings.NewReader(""), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}, version: "1.2.3", now: noon,
+		progressAfter: time.Minute,
+		host:          "unix://" + filepath.Join(dir, "v.sock"),
 	}
 }
