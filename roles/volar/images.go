@@ -135,11 +135,15 @@ type imageInspectCmd struct {
 
 // Run shows one image.
 func (cmd *imageInspectCmd) Run(c *cli) error {
+	name, err := imageArgument(cmd.Reference)
+	if err != nil {
+		return err
+	}
 	cl, err := c.daemon()
 	if err != nil {
 		return err
 	}
-	img, err := cl.Image(c.ctx, cmd.Reference)
+	img, err := cl.Image(c.ctx, name)
 	if err != nil {
 		return err
 	}
@@ -214,7 +218,11 @@ func (cmd *imageRMCmd) Run(c *cli) error {
 	total := api.ImageRemoved{Untagged: []string{}, Removed: []string{}}
 	failed := manyError(nil)
 	for _, ref := range cmd.References {
-		r, err := cl.RemoveImage(c.ctx, ref, cmd.Force)
+		name, err := imageArgument(ref)
+		var r api.ImageRemoved
+		if err == nil {
+			r, err = cl.RemoveImage(c.ctx, name, cmd.Force)
+		}
 		if err != nil {
 			failed = append(failed, err)
 			continue

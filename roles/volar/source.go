@@ -116,6 +116,29 @@ func (c *cli) fileSource(kind, name string) (localSource, error) {
 	return src, nil
 }
 
+// choose returns the image of a source that its user means.
+func (src localSource) choose(images []api.Image) (api.Image, error) {
+	var names []string
+	for _, img := range images {
+		names = append(names, imageName(img))
+		for _, ref := range img.References {
+			want, err := oci.ParseReference(src.pick)
+			if src.pick != "" && (strings.HasSuffix(ref, ":"+src.pick) || err == nil && ref == want.String()) {
+				return img, nil
+			}
+		}
+	}
+	switch {
+	case len(images) == 1 && src.pick == "":
+		return images[0], nil
+	case src.pick == "":
+		return api.Image{}, &hintError{
+			api.Errorf(api.CodeInvalid, "%s holds %d images, which were all loaded", src.what, len(images)), "run the one that is meant: " + strings.Join(names, ", "),
+		}
+	}
+	return api.Image{}, &hintError{api.Errorf(api.CodeNotFound, "%s holds no image %s", src.what, src.pick), "it holds " + strings.Join(names, ", ")}
+}
+
 // engineSource is an image that a running Docker or Podman holds.
 func engineSource(kind, name string) localSource {
 	sockets := oci.EngineSockets() // Docker's first

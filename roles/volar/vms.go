@@ -13,7 +13,7 @@ import (
 )
 
 type vmsCmd struct {
-	Create   createCmd   `cmd:"" help:"Create a VM from a plugin, and start it."`
+	Create   createCmd   `cmd:"" help:"Create a VM from a plugin or an image, and start it."`
 	List     listCmd     `cmd:"" help:"List VMs."`
 	Get      getCmd      `cmd:"" help:"Show one VM."`
 	Start    startCmd    `cmd:"" help:"Start VMs."`
@@ -25,40 +25,31 @@ type vmsCmd struct {
 }
 
 type createCmd struct {
-	Name          string        `arg:"" help:"Name of the new VM."`
-	Plugin        string        `help:"Plugin that it runs." required:"" placeholder:"NAME" complete:"plugins"`
-	Runtime       string        `help:"Runtime; must be the plugin's." placeholder:"NAME"`
-	CPU           int           `name:"cpu" help:"Virtual CPUs (default: the plugin's)." placeholder:"N"`
-	Memory        int           `help:"Memory in MiB (default: the plugin's)." placeholder:"MIB"`
-	Kernel        string        `help:"Kernel that it boots (default: the plugin's, else the default one)." placeholder:"NAME" complete:"kernels"`
-	KernelCmdline string        `help:"Further kernel parameters." placeholder:"TEXT"`
-	IP            string        `name:"ip" help:"Address to pin (default: the lowest free one)." placeholder:"ADDR"`
-	Env           []string      `help:"Environment variable of the workload; may be repeated." sep:"none" placeholder:"NAME=VALUE"`
-	Label         []string      `help:"Label; may be repeated." sep:"none" placeholder:"NAME=VALUE"`
-	Stopped       bool          `help:"Create it without starting it."`
-	Wait          waitFlag      `help:"Return once it is running (--wait, the default), healthy (--wait=healthy), or has ended well (--wait=stopped), or at once (--no-wait)." negatable:""`
-	Timeout       time.Duration `help:"How long to wait at most." default:"2m"`
+	Name    string   `arg:"" help:"Name of the new VM."`
+	Command []string `arg:"" optional:"" passthrough:"partial" help:"What it runs, in place of the image's command, or the arguments of its entrypoint. All that follows is part of it."`
+	Plugin  string   `help:"Plugin that it runs." placeholder:"NAME" complete:"plugins"`
+	Image   string   `help:"Image that it runs, as run takes it." placeholder:"IMAGE" complete:"images"`
+	Runtime string   `help:"Runtime; must be the plugin's." placeholder:"NAME"`
+	vmFlags
+	imageFlags
+	Stopped bool          `help:"Create it without starting it."`
+	Wait    waitFlag      `help:"Return once it is running (--wait, the default), healthy (--wait=healthy), or has ended well (--wait=stopped), or at once (--no-wait)." negatable:""`
+	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
 }
 
 // Run creates the VM and prints its name and address.
 func (cmd *createCmd) Run(c *cli) error {
-	req := api.VMCreate{
-		Name: cmd.Name, Plugin: cmd.Plugin, Runtime: cmd.Runtime, CPUCores: cmd.CPU, MemoryMB: cmd.Memory,
-		KernelCmdline: cmd.KernelCmdline, Kernel: cmd.Kernel, IPAddress: cmd.IP, Stopped: cmd.Stopped,
-	}
-	var err error
-	if req.Env, err = pairs("--env", cmd.Env); err != nil {
-		return err
-	}
-	if req.Labels, err = pairs("--label", cmd.Label); err != nil {
-		return err
-	}
 	if err := api.ValidateName("VM", cmd.Name); err != nil {
 		return err
 	}
-	if cmd.CPU < 0 || cmd.Memory < 0 {
-		return usagef("--cpu and --memory cannot be negative")
+	if (cmd.Plugin == "") == (cmd.Image == "") {
+		return usagef("say what the VM runs: --plugin NAME or --image IMAGE")
 	}
+	req, m, err := cmd.request(c, cmd.Name, cmd.Command)
+	if err != nil {
+		return err
+	}
+	req.Plugin, req.Runtime, req.Stopped = cmd.Plugin, cmd.Runtime, cmd.Stopped
 	w, err := cmd.Wait.resolve(cmd.Timeout, api.WaitRunning, api.WaitHealthy, api.WaitStopped)
 	if err != nil {
 		return err
@@ -66,41 +57,35 @@ func (cmd *createCmd) Run(c *cli) error {
 	if cmd.Stopped {
 		w.For = api.WaitNone
 	}
+	if cmd.Plugin != "" && (cmd.PublishAll || cmd.formFlags != formFlags{}) {
+		return usagef("--publish-all, --platform and --initramfs are about images; a plugin's manifest says what it has")
+	}
 	cl, err := c.daemon()
 	if err != nil {
 		return err
 	}
-	var vm api.VM
-	err = c.withProgress(cl, cmd.Name, func() (err error) {
-		vm, err = cl.CreateVM(c.ctx, req, w)
+	if err := c.prepare(cl, &req, m, cmd.Image, cmd.imageFlags); err != nil {
 		return err
-	})
+	}
+	vm, err := c.createVM(cl, req, w)
 	if err != nil {
 		return err
 	}
-	if err := c.print(vm, []string{vm.Name}, func(w io.Writer) { row(w, vm.Name, dash(vm.IPAddress)) }); err != nil {
+	if err := c.printNew(vm); err != nil {
 		return err
 	}
 	return endError(w, vm)
 }
 
-// pairs parses repeated NAME=VALUE flags.
-func pairs(flag string, list []string) (map[string]string, error) {
-	if len(list) == 0 {
-		return nil, nil
-	}
-	out := make(map[string]string, len(list))
-	for _, s := range list {
-		name, value, ok := strings.Cut(s, "=")
-		if !ok || name == "" {
-			return nil, usagef("%s %q: give NAME=VALUE", flag, s)
+// printNew prints what a user wants to know of a new VM.
+func (c *cli) printNew(vm api.VM) error {
+	return c.print(vm, []string{vm.Name}, func(w io.Writer) {
+		cells := []any{vm.Name, dash(vm.IPAddress)}
+		if ports := portWords(vm.Ports); ports != "" {
+			cells = append(cells, ports)
 		}
-		if _, twice := out[name]; twice {
-			return nil, usagef("%s: %s is given twice", flag, name)
-		}
-		out[name] = value
-	}
-	return out, nil
+		row(w, cells...)
+	})
 }
 
 type listCmd struct {
@@ -138,11 +123,21 @@ func (cmd *listCmd) Run(c *cli) error {
 		defer c.notef("%d of %d VMs shown", shown, total)
 	}
 	return c.print(vms, names, func(w io.Writer) {
-		row(w, "NAME", "STATUS", "HEALTH", "PLUGIN", "IP", "CPU", "MEM", "AGE")
+		// What has no bound stands last, and shifts no column.
+		row(w, "NAME", "STATUS", "HEALTH", "IMAGE", "IP", "CPU", "MEM", "AGE", "PORTS")
 		for _, vm := range vms {
-			row(w, vm.Name, vm.Status, health(vm), vm.Plugin, dash(vm.IPAddress), vm.CPUCores, strconv.Itoa(vm.MemoryMB)+"MiB", age(c.now(), vm.CreatedAt))
+			row(w, vm.Name, vm.Status, health(vm), runs(vm), dash(vm.IPAddress), vm.CPUCores, strconv.Itoa(vm.MemoryMB)+"MiB", age(c.now(), vm.CreatedAt), dash(portWords(vm.Ports)))
 		}
 	})
+}
+
+// runs says what a VM was made from: an image as people write it, or "plugin
+// NAME".
+func runs(vm api.VM) string {
+	if vm.Image != "" {
+		return familiar(vm.Image)
+	}
+	return "plugin " + vm.Plugin
 }
 
 type getCmd struct {
@@ -166,9 +161,18 @@ func (cmd *getCmd) Run(c *cli) error {
 		row(w, "Name:", vm.Name)
 		row(w, "ID:", vm.ID)
 		row(w, "Status:", describe(vm))
-		row(w, "Plugin:", vm.Plugin)
+		if vm.Plugin != "" {
+			row(w, "Plugin:", vm.Plugin)
+		}
+		if vm.Image != "" {
+			row(w, "Image:", vm.Image)
+			row(w, "Image ID:", vm.ImageID)
+		}
 		row(w, "Runtime:", vm.Runtime)
 		row(w, "IP:", dash(vm.IPAddress))
+		if ports := portWords(vm.Ports); ports != "" {
+			row(w, "Ports:", ports)
+		}
 		row(w, "MAC:", dash(vm.MACAddress))
 		row(w, "CPU:", vm.CPUCores)
 		row(w, "Memory:", strconv.Itoa(vm.MemoryMB)+" MiB")

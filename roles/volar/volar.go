@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -61,6 +62,7 @@ type cli struct {
 	output         string
 	host           string
 	now            func() time.Time
+	lookupEnv      func(string) (string, bool)
 	progressAfter  time.Duration // how long something may take in silence
 	model          *kong.Application
 	opened         *client.Client
@@ -74,7 +76,7 @@ const defaultProgressAfter = 2 * time.Second
 // Main runs volar with args, which do not include the program's name, and
 // returns its exit status; see exitCode. It blocks until done or ctx ends.
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, version string) int {
-	c := &cli{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr, version: version, now: time.Now, progressAfter: defaultProgressAfter}
+	c := &cli{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr, version: version, now: time.Now, lookupEnv: os.LookupEnv, progressAfter: defaultProgressAfter}
 	return c.run(args)
 }
 

@@ -37,7 +37,7 @@ func (cmd *volumeCreateCmd) Run(c *cli) (err error) {
 			return usagef("--size %q: a volume has at least %d MiB", cmd.Size, api.MinDiskMB)
 		}
 	}
-	if in.Labels, err = pairs("--label", cmd.Label); err != nil {
+	if in.Labels, err = labels(cmd.Label); err != nil {
 		return err
 	}
 	cl, err := c.daemon()
