@@ -77,9 +77,12 @@ func completions(app *kong.Application) []completionPoint {
 		}
 		p.flags, p.valued = flags, valued
 		for _, arg := range n.Positional {
-			p.dynamic = arg.Tag.Get("complete")
-			if p.dynamic == "files" {
-				p.dynamic, p.files = "", true
+			switch names := arg.Tag.Get("complete"); names {
+			case "":
+			case "files":
+				p.files = true
+			default:
+				p.dynamic = names
 			}
 			if arg.Enum != "" {
 				p.words = append(p.words, strings.Split(arg.Enum, ",")...)

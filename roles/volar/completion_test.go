@@ -51,6 +51,7 @@ printf '%s\n' "${COMPREPLY[@]}"`
 				"kernels default ":             "my-kernels",
 				"vms create a --plugin ":       "my-plugins",
 				"vms create --plug":            "--plugin",
+				"run ":                         "my-images",
 				"images inspect ":              "my-images",
 				"volumes rm a ":                "my-volumes",
 				"volumes cr":                   "create",

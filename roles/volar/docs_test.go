@@ -54,11 +54,15 @@ prints one name a line. ` + "`--help` and `--version`" + ` do nothing else, wher
 		}
 		fmt.Fprintf(&b, "| %d | %s | %s |\n", e.status, e.doc, strings.Join(codes, ", "))
 	}
+	b.WriteString("\n`volar run` has docker's: the status of its workload in the foreground, 126 when the\nprogram cannot be executed and 127 when there is none, and 125 when Volant failed.\n")
 	b.WriteString("\nOf a command on several names the first failure's status counts; the others are\ncarried out all the same.\n\n## For every command\n\n")
 	flags(&b, app.Flags)
 	b.WriteString("\n## Commands\n")
 	for _, n := range app.Leaves(true) {
 		fmt.Fprintf(&b, "\n### `volar %s`\n\n%s\n", strings.TrimPrefix(n.FullPath(), "volar "), n.Help)
+		if n.Detail != "" {
+			fmt.Fprintf(&b, "\n%s\n", n.Detail)
+		}
 		if len(n.Positional) > 0 || len(n.Flags) > 0 {
 			b.WriteString("\n")
 		}

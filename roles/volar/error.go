@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/client/api/stdio"
 )
 
 // Exit statuses. Scripts depend on them; see exitCodes for the words.
@@ -77,6 +78,17 @@ func (e *hintError) Unwrap() error { return e.err }
 type manyError []error
 
 func (e manyError) Error() string { return fmt.Sprintf("%d failed", len(e)) }
+
+// end prints err, with which the command of that name ended, and returns the
+// exit status that stands for it. All statuses of run but those of Volant's
+// failures are its workload's, so these have one, as docker has it.
+func (c *cli) end(command string, err error) int {
+	var fixed *statusError
+	if command == "run" && !errors.As(err, &fixed) {
+		err = &statusError{stdio.CodeFailed, err}
+	}
+	return c.fail(err)
+}
 
 // fail prints err and returns the exit status that stands for it.
 func (c *cli) fail(err error) int {

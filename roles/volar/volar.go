@@ -31,6 +31,7 @@ type grammar struct {
 	Output  string           `help:"How to print: ${enum}." short:"o" enum:"table,json,yaml,name" default:"table" placeholder:"FORM"`
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
+	Run     runCmd     `cmd:"" help:"Run an image as a microVM."`
 	VMs     vmsCmd     `cmd:"" name:"vms" help:"Create, run and look at VMs."`
 	Images  imagesCmd  `cmd:"" help:"Get and manage images that VMs are made from."`
 	Volumes volumesCmd `cmd:"" help:"Make and manage disks that outlive VMs."`
@@ -63,7 +64,8 @@ type cli struct {
 	host           string
 	now            func() time.Time
 	lookupEnv      func(string) (string, bool)
-	progressAfter  time.Duration // how long something may take in silence
+	notify         func(chan<- os.Signal) (stop func()) // of signals for a workload in the foreground
+	progressAfter  time.Duration                        // how long something may take in silence
 	model          *kong.Application
 	opened         *client.Client
 	noteMu         sync.Mutex // held while a line is written to stderr
@@ -76,7 +78,7 @@ const defaultProgressAfter = 2 * time.Second
 // Main runs volar with args, which do not include the program's name, and
 // returns its exit status; see exitCode. It blocks until done or ctx ends.
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, version string) int {
-	c := &cli{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr, version: version, now: time.Now, lookupEnv: os.LookupEnv, progressAfter: defaultProgressAfter}
+	c := &cli{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr, version: version, now: time.Now, lookupEnv: os.LookupEnv, notify: notifyForeground, progressAfter: defaultProgressAfter}
 	return c.run(args)
 }
 
@@ -101,7 +103,8 @@ func (c *cli) run(args []string) (status int) {
 	}
 	kctx, err := parser.Parse(args)
 	if err != nil {
-		return c.fail(usageOf(err))
+		command, err := usageOf(err)
+		return c.end(command, err)
 	}
 	c.output, c.host = g.Output, g.Host
 	if c.host == "" {
@@ -113,24 +116,29 @@ func (c *cli) run(args []string) (status int) {
 		}
 	}()
 	if err := kctx.Run(); err != nil {
-		return c.fail(err)
+		command, _, _ := strings.Cut(kctx.Command(), " ")
+		return c.end(command, err)
 	}
 	return exitOK
 }
 
 // usageOf makes a usage error of kong's parse error, with the command's help as
-// hint.
-func usageOf(err error) error {
-	command := "volar"
+// hint, and returns the first word of the command too.
+func usageOf(err error) (command string, usage error) {
+	path := "volar"
 	var pe *kong.ParseError
 	if errors.As(err, &pe) {
 		for _, p := range pe.Context.Path {
-			if p.Command != nil {
-				command += " " + p.Command.Name
+			if p.Command == nil {
+				continue
 			}
+			if command == "" {
+				command = p.Command.Name
+			}
+			path += " " + p.Command.Name
 		}
 	}
-	return &usageError{msg: err.Error(), hint: command + " --help shows what it takes"}
+	return command, &usageError{msg: err.Error(), hint: path + " --help shows what it takes"}
 }
 
 // daemon returns the client of the daemon that the command line names.

@@ -99,6 +99,7 @@ func TestScripts(t *testing.T) {
 					ctx: ctx, stdin: strings.NewReader(strings.ReplaceAll(ts.ReadFile("stdin"), "$WORK", ts.Getenv("WORK"))), stdout: ts.Stdout(), stderr: ts.Stderr(),
 					version: "1.2.3", now: noon, progressAfter: 300 * time.Millisecond,
 					lookupEnv: func(name string) (string, bool) { v := ts.Getenv(name); return v, v != "" },
+					notify:    func(chan<- os.Signal) func() { return func() {} },
 				}
 				status := c.run(append([]string{"--host", ts.Getenv("HOST")}, args...))
 				*ts.Value("status").(*int) = status
@@ -363,7 +364,7 @@ func daemonFor(t *testing.T, svc *httpapitest.Service) (*fakeDaemon, *cli) {
 	t.Cleanup(func() { server.Close(); <-done; os.RemoveAll(dir) })
 	return d, &cli{
 		ctx: t.Context(), stdin: strings.NewReader(""), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}, version: "1.2.3", now: noon,
-		progressAfter: time.Minute, lookupEnv: os.LookupEnv,
+		progressAfter: time.Minute, lookupEnv: os.LookupEnv, notify: func(chan<- os.Signal) func() { return func() {} },
 		host: "unix://" + filepath.Join(dir, "v.sock"),
 	}
 }
