@@ -117,6 +117,8 @@ func TestFragments(t *testing.T) {
 		{"CONFIG_BLK_DEV_LOOP", "y", "images in guests"},
 		{"CONFIG_KEYS", "y", "container engines"},
 		{"CONFIG_IA32_EMULATION", "y", "32-bit programs of images"},
+		{"CONFIG_X86_VSYSCALL_EMULATION", "y", "programs with a glibc below 2.14"},
+		{"CONFIG_LEGACY_VSYSCALL_XONLY", "y", "programs with a glibc below 2.14"},
 	} {
 		if got := volant[tc.option]; got != tc.value {
 			t.Errorf("volant.config: %s=%q, want %s: %s", tc.option, got, tc.value, tc.why)
