@@ -163,7 +163,7 @@ func layoutArchive(ctx context.Context, dir, pick string) io.ReadCloser {
 // sourceError gives an error of package oci the code, and so the exit status,
 // that the daemon's would have.
 func sourceError(what string, err error) error {
-	code := api.CodeOf(err)
+	var code api.Code
 	switch {
 	case errors.Is(err, oci.ErrNotFound):
 		code = api.CodeNotFound
