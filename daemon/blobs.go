@@ -9,7 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/volantvm/volant/client/api"
@@ -48,15 +50,19 @@ func (d *Daemon) optionalBlob(digest string) blobFile {
 func (b blobFile) verify() error {
 	got, _, err := fileDigest(b.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("artifact %s is missing from the data directory; upload it again", b.digest)
+		return b.missing()
 	}
 	if err != nil {
 		return err
 	}
 	if got != b.digest {
-		return fmt.Errorf("artifact %s is damaged on disk: its content has digest %s; upload it again", b.digest, got)
+		return fmt.Errorf("artifact %s is damaged on disk: its content has digest %s; upload or pull it again", b.digest, got)
 	}
 	return nil
+}
+
+func (b blobFile) missing() error {
+	return fmt.Errorf("artifact %s is missing from the data directory; upload or pull it again", b.digest)
 }
 
 func (d *Daemon) verifyBlob(digest string) error { return d.blobRef(digest).verify() }
@@ -133,7 +139,7 @@ func (d *Daemon) receive(ctx context.Context, digest, path string, r io.Reader) 
 	h := sha256.New()
 	const piece = 16 << 20 // between two looks at the free space
 	for {
-		if err := d.checkSpace(piece); err != nil {
+		if err := d.checkSpace(piece, "the artifact"); err != nil {
 			return size, err
 		}
 		n, err := io.CopyN(io.MultiWriter(f, h), ctxReader{ctx, r}, piece)
@@ -168,14 +174,14 @@ func (d *Daemon) receive(ctx context.Context, digest, path string, r io.Reader) 
 
 // checkSpace refuses to write n further bytes when that would leave less free
 // than is to stay free: the database lives on the same disk.
-func (d *Daemon) checkSpace(n uint64) error {
+func (d *Daemon) checkSpace(n uint64, what string) error {
 	free, err := freeBytes(d.cfg.DataDir)
 	if err != nil {
 		return err
 	}
 	if free < n+d.cfg.MinFree {
-		return api.Errorf(api.CodeExhausted, "the disk that holds %s has %d MiB left, of which %d stay free for the database: that is too little for the artifact", d.cfg.DataDir, free>>20, d.cfg.MinFree>>20).
-			WithHint("remove plugins that are not needed, or free some space")
+		return api.Errorf(api.CodeExhausted, "the disk that holds %s has %d MiB left, of which %d stay free for the database: that is too little for %s", d.cfg.DataDir, free>>20, d.cfg.MinFree>>20, what).
+			WithHint("remove images and plugins that are not needed, or free some space")
 	}
 	return nil
 }
@@ -205,6 +211,49 @@ func removeIfThere(path string) error {
 		return err
 	}
 	return nil
+}
+
+// dropBlobs removes those of the digests that nothing refers to any more, at
+// once if nobody is busy with blobs, else by the next collection. It returns how
+// many bytes were freed at once. Empty digests are skipped.
+func (d *Daemon) dropBlobs(ctx context.Context, digests ...string) (freed int64, err error) {
+	free := func() error {
+		refs, err := d.store.BlobRefs(ctx)
+		if err != nil {
+			return err
+		}
+		for _, digest := range digests {
+			if digest == "" || slices.Contains(refs, digest) {
+				continue
+			}
+			var st syscall.Stat_t
+			path := d.blobPath(digest)
+			if err := syscall.Stat(path, &st); errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			freed += st.Blocks * 512
+			d.log.Info("blob removed", keyDigest, digest)
+		}
+		return nil
+	}
+	if d.blobs.TryLock() {
+		defer d.blobs.Unlock()
+		err := free()
+		return freed, err
+	}
+	// Older than any grace, for the collector.
+	for _, digest := range digests {
+		if digest == "" {
+			continue
+		}
+		if err := os.Chtimes(d.blobPath(digest), time.Unix(0, 0), time.Unix(0, 0)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+	}
+	return 0, nil
 }
 
 // collectBlobs removes blobs that nothing refers to.

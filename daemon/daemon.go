@@ -104,6 +104,13 @@ type Config struct {
 	// MinFree is how much of the data directory's file system uploads leave
 	// free, in bytes; default 64 MiB.
 	MinFree uint64
+	// Images builds disks of OCI images. With nil there are none but those that
+	// are stored.
+	Images Images
+	// ImageCap is how many bytes the disks of images may take, 0 for no limit.
+	// When there is more, the images that were used longest ago go, of those that
+	// no VM uses.
+	ImageCap int64
 	// KeepEvents is how many events the journal keeps; default 100,000.
 	KeepEvents int
 
@@ -138,7 +145,8 @@ type timing struct {
 	restartMax time.Duration
 	steady     time.Duration // a VM that ran this long begins anew with restartMin
 	tick       time.Duration // between two looks at everything
-	grace      time.Duration // an unreferenced blob or cached image is kept this long
+	grace      time.Duration // an unreferenced blob, cached image or unfinished pull is kept this long
+	fresh      time.Duration // an image used this recently is not evicted: its VM may be about to be created
 }
 
 func defaultTiming() timing {
@@ -147,7 +155,7 @@ func defaultTiming() timing {
 		drain: 2 * time.Second, silence: 15 * time.Second, network: 30 * time.Second,
 		retryMin: 250 * time.Millisecond, retryMax: 30 * time.Second,
 		restartMin: time.Second, restartMax: time.Minute, steady: time.Minute,
-		tick: 30 * time.Second, grace: time.Hour,
+		tick: 30 * time.Second, grace: time.Hour, fresh: time.Minute,
 	}
 }
 
@@ -164,6 +172,12 @@ type Daemon struct {
 	visits visits // who is attached to workloads
 	ports  *ports // nil without a network
 	cache  *cache // assembled initramfs images
+	disks  *verifiedFiles
+	jobs   imageJobs
+	ends   ends
+	// volumes is held while disks of volumes are made or removed, and what is
+	// known of them is changed.
+	volumes chan struct{}
 	// boots bounds how many VMs are prepared and launched at once: more only
 	// make each of them slower.
 	boots chan struct{}
@@ -229,6 +243,9 @@ func New(cfg Config) (*Daemon, error) {
 	d := &Daemon{
 		cfg: cfg, store: cfg.Store, log: cfg.Log, t: defaultTiming(),
 		boots:    make(chan struct{}, max(4, 2*runtime.GOMAXPROCS(0))),
+		disks:    newVerifiedFiles(),
+		jobs:     newImageJobs(),
+		volumes:  make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 		stopping: make(chan struct{}),
 		workers:  make(map[string]*worker),
@@ -237,7 +254,7 @@ func New(cfg Config) (*Daemon, error) {
 		d.ports = newPorts(cfg.Network)
 	}
 	for _, dir := range []string{cfg.RuntimeDir, filepath.Join(cfg.RuntimeDir, "vms"), cfg.DataDir, filepath.Join(cfg.DataDir, "vms"),
-		d.blobTemp(), filepath.Join(cfg.DataDir, "cache")} {
+		d.blobTemp(), filepath.Join(cfg.DataDir, "cache"), d.volumesDir(), d.stagingDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("daemon: %w", err)
 		}

@@ -32,6 +32,36 @@
 // from which the same worker goes on. What a row does not explain (a tap, a
 // directory, a VMM whose VM is gone) is removed by a worker for that id.
 //
+// # Disks
+//
+// The root of a VM made from an image is the image's disk, a blob that all VMs
+// of the image share and none writes to, under the VM's own upper.img. Disks that
+// the daemon makes (package ext4) are made under a temporary name and then
+// renamed: a disk that has its name is whole, and what it holds is the guest's
+// alone from then on. A VM's own disks go with its data directory; a named
+// volume stays. Its row says whether its disk is to be made, is there, or is to
+// go (store/row.VolumeNew and so on), so that one that is missing is not taken for
+// a new one. A VM has its volumes from the claim before its launch until it has
+// ended, in the transaction that says so.
+//
+// # What is verified
+//
+// Kernel and initramfs are hashed before every boot: milliseconds. The disk of a
+// root, or of a volume that is a blob, may have gigabytes, whose hashing would
+// take longer than the boot, so it is hashed when this daemon has not done so yet
+// and when the file is not the one that it hashed, by device, inode, size,
+// modification and change time, of which the last cannot be set by anybody.
+// What such a disk holds is read-only for the guest.
+//
+// # Images
+//
+// One pull is under way for one image and form, however many ask; it ends when
+// nobody waits any more. Its staging directory stays until it has succeeded, or
+// nobody has tried again for timing.grace. The finished file is synced and renamed to be a blob, then
+// image and reference are written in one transaction. An image that VMs were
+// made from cannot be removed; of the others those used longest ago go when there
+// is more than Config.ImageCap.
+//
 // # VMs outlive the daemon
 //
 // When the context of Run ends, workers let go of their machines and the VMs
@@ -46,10 +76,13 @@
 // Volant restarts a VM that crashes, after a pause that doubles from
 // timing.restartMin to restartMax. A VM that could not be started has failed and waits
 // for its operator. After a reboot of the host, what was running is started.
+// A VM with AutoRemove is wished gone in the very transaction that settles it.
 //
 // # Locks
 //
-// Daemon.mu guards the table of workers and is never held across I/O. ports.mu,
-// bus.mu and timeline.mu are leaves. Of one VM, only its worker touches machine,
+// Daemon.mu guards the table of workers and is never held across I/O. Only
+// imageJobs.mu is taken before it. ports.mu, bus.mu, timeline.mu, ends.mu and
+// verifiedFiles.mu are leaves. Who holds Daemon.volumes may take Daemon.blobs,
+// not the other way round. Of one VM, only its worker touches machine,
 // tap and directories.
 package daemon

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"strings"
 	"syscall"
 
 	"github.com/volantvm/volant/client/api"
@@ -40,9 +41,16 @@ func diskFull() *api.Error {
 func translate(err error) *api.Error {
 	var e *api.Error
 	var exists *row.ExistsError
+	var busy *row.VolumeBusyError
+	var used *row.InUseError
 	switch {
 	case errors.As(err, &e):
 		return e
+	case errors.As(err, &busy):
+		return api.Errorf(api.CodeConflict, "volume %s is in use by VM %s", busy.Volume, busy.VM).
+			WithHint("stop %s first; VMs share a volume only when all of them mount it read-only", busy.VM)
+	case errors.As(err, &used):
+		return inUse("it", used)
 	case errors.As(err, &exists):
 		return existsError(exists)
 	case errors.Is(err, row.ErrNotFound):
@@ -87,10 +95,17 @@ func existsError(e *row.ExistsError) *api.Error {
 		return api.Errorf(api.CodeExists, "a VM of that name exists").WithHint("choose another name, or delete that VM first")
 	case "leases.address":
 		return api.Errorf(api.CodeExists, "that address is taken").WithHint("choose another address, or leave it out to get the lowest free one")
+	case "volumes.name":
+		return api.Errorf(api.CodeExists, "a volume of that name exists").WithHint("choose another name, or remove that volume first")
 	case "kernels.name":
 		return api.Errorf(api.CodeExists, "another kernel has that name").WithHint("choose another name, or remove that kernel first")
 	}
 	return api.Errorf(api.CodeExists, "%s is taken", e.Column)
+}
+
+// inUse is the error for something that VMs use.
+func inUse(what string, used *row.InUseError) *api.Error {
+	return api.Errorf(api.CodeConflict, "%s is in use by VMs: %s", what, strings.Join(used.By, ", ")).WithHint("delete them first: volar vms delete %s", used.By[0])
 }
 
 // notFound makes the error for an unknown name, with the nearest known one.

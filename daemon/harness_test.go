@@ -39,6 +39,7 @@ type world struct {
 	t    testing.TB
 	hv   *hvtest.Fake
 	net  *memNetwork
+	imgs *fakeImages
 	root string
 
 	mu     sync.Mutex
@@ -52,7 +53,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
-	w := &world{t: t, hv: hvtest.NewFake(), net: newMemNetwork(), root: root, guests: make(map[string][]*fakeGuest)}
+	w := &world{t: t, hv: hvtest.NewFake(), net: newMemNetwork(), imgs: newFakeImages(), root: root, guests: make(map[string][]*fakeGuest)}
 	w.hv.SetGuest(w.boot)
 	if err := os.WriteFile(filepath.Join(root, "agent"), []byte("the agent"), 0o755); err != nil {
 		t.Fatal(err)
@@ -142,7 +143,7 @@ func (w *world) start(opt options) *instance {
 	}
 	cfg := Config{
 		Store: &gatedStore{Store: db, gate: in.gate, fail: opt.writeError}, Driver: &gatedDriver{w.hv, in.gate}, Network: &gatedNetwork{w.net, in.gate},
-		Pool: pool, Bridge: "vbr0", DataDir: filepath.Join(w.root, "data"), RuntimeDir: filepath.Join(w.root, "run"),
+		Images: &gatedImages{w.imgs, in.gate}, Pool: pool, Bridge: "vbr0", DataDir: filepath.Join(w.root, "data"), RuntimeDir: filepath.Join(w.root, "run"),
 		AgentBinary: filepath.Join(w.root, "agent"), Version: "test", BootTimeout: patience,
 		BootID: w.bootID(), Log: testLog(w.t),
 	}
@@ -205,6 +206,7 @@ func (in *instance) stop() {
 func (in *instance) kill() {
 	in.gate.close()
 	in.w.hv.DetachAll()
+	in.w.net.forget()
 	in.lock.Close()
 }
 
@@ -265,6 +267,62 @@ func (s *gatedStore) PutPlugin(ctx context.Context, p api.Plugin, blobs []string
 		return row.Plugin{}, nil, err
 	}
 	return s.Store.PutPlugin(ctx, p, blobs, ev)
+}
+
+func (s *gatedStore) PutImage(ctx context.Context, img row.Image, refs []string, ev api.Event) (row.Image, []api.Event, error) {
+	if err := s.write(); err != nil {
+		return row.Image{}, nil, err
+	}
+	return s.Store.PutImage(ctx, img, refs, ev)
+}
+
+func (s *gatedStore) TagImage(ctx context.Context, id, ref string, ev api.Event) (row.Image, []api.Event, error) {
+	if err := s.write(); err != nil {
+		return row.Image{}, nil, err
+	}
+	return s.Store.TagImage(ctx, id, ref, ev)
+}
+
+func (s *gatedStore) RemoveImage(ctx context.Context, id string, refs []string, ev api.Event) (row.Image, bool, []api.Event, error) {
+	if err := s.write(); err != nil {
+		return row.Image{}, false, nil, err
+	}
+	return s.Store.RemoveImage(ctx, id, refs, ev)
+}
+
+func (s *gatedStore) CreateVolume(ctx context.Context, v api.Volume, ev api.Event) (row.Volume, []api.Event, error) {
+	if err := s.write(); err != nil {
+		return row.Volume{}, nil, err
+	}
+	return s.Store.CreateVolume(ctx, v, ev)
+}
+
+func (s *gatedStore) VolumeReady(ctx context.Context, name string) error {
+	if err := s.write(); err != nil {
+		return err
+	}
+	return s.Store.VolumeReady(ctx, name)
+}
+
+func (s *gatedStore) ClaimVolumes(ctx context.Context, vm string, mounts []api.VolumeMount, ev api.Event) ([]row.Volume, []api.Event, error) {
+	if err := s.write(); err != nil {
+		return nil, nil, err
+	}
+	return s.Store.ClaimVolumes(ctx, vm, mounts, ev)
+}
+
+func (s *gatedStore) CondemnVolume(ctx context.Context, name string) error {
+	if err := s.write(); err != nil {
+		return err
+	}
+	return s.Store.CondemnVolume(ctx, name)
+}
+
+func (s *gatedStore) RemoveVolume(ctx context.Context, name string, ev api.Event) (api.Event, error) {
+	if err := s.write(); err != nil {
+		return api.Event{}, err
+	}
+	return s.Store.RemoveVolume(ctx, name, ev)
 }
 
 func (s *gatedStore) VMByID(ctx context.Context, id string) (row.VM, error) {
@@ -441,6 +499,26 @@ func (n *memNetwork) taken(p Publish, but string) error {
 	return nil
 }
 
+// forget gives up what was reserved by a process that died.
+func (n *memNetwork) forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.kept)
+}
+
+// reserved lists the host ports that are kept: "port=vm".
+func (n *memNetwork) reserved() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []string
+	for vm, kept := range n.kept {
+		for _, p := range kept {
+			out = append(out, fmt.Sprintf("%d=%s", p.HostPort, vm))
+		}
+	}
+	return out
+}
+
 func (n *memNetwork) fail(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -452,6 +530,7 @@ func (n *memNetwork) reboot() {
 	defer n.mu.Unlock()
 	n.boots++
 	clear(n.taps)
+	clear(n.kept)
 	n.rules = nil
 }
 
@@ -470,6 +549,9 @@ func (n *memNetwork) state() (taps, rules []string) {
 	}
 	for _, p := range n.rules {
 		rules = append(rules, p.Tap+"="+p.IP.String())
+		for _, pub := range p.Publish {
+			rules = append(rules, fmt.Sprintf("%s:%d", p.Tap, pub.HostPort))
+		}
 	}
 	slices.Sort(taps)
 	slices.Sort(rules)
@@ -866,7 +948,7 @@ func (in *instance) workersAre(vms []row.VM) bool {
 // be, and reports what leaked or is missing.
 func (w *world) checkWorld(vms []row.VM) {
 	w.t.Helper()
-	var taps, rules, machines, runs, data []string
+	var taps, rules, ports, machines, runs, data []string
 	for _, vm := range vms {
 		data = append(data, vm.ID)
 		if vm.Status != api.VMRunning {
@@ -875,6 +957,12 @@ func (w *world) checkWorld(vms []row.VM) {
 		if !vm.Vsock {
 			taps = append(taps, "vlt"+vm.ID)
 			rules = append(rules, "vlt"+vm.ID+"="+vm.IPAddress)
+			for _, p := range vm.Ports {
+				if p.HostPort != 0 {
+					rules = append(rules, fmt.Sprintf("vlt%s:%d", vm.ID, p.HostPort))
+					ports = append(ports, fmt.Sprintf("%d=%s", p.HostPort, vm.ID))
+				}
+			}
 		}
 		machines = append(machines, fmt.Sprintf("%s/%d", vm.ID, vm.Incarnation))
 		runs = append(runs, fmt.Sprintf("%s/%d", vm.ID, vm.Incarnation))
@@ -886,6 +974,7 @@ func (w *world) checkWorld(vms []row.VM) {
 	}
 	w.same("taps", gotTaps, taps)
 	w.same("rules", gotRules, rules)
+	w.same("reserved ports", w.net.reserved(), ports)
 	w.same("machines", gotMachines, machines)
 	w.same("run directories", subdirs(w.t, filepath.Join(w.root, "run", "vms"), 2), runs)
 	for _, id := range subdirs(w.t, filepath.Join(w.root, "data", "vms"), 1) {
@@ -893,7 +982,7 @@ func (w *world) checkWorld(vms []row.VM) {
 			w.t.Errorf("data directory of VM %s, which is no more", id)
 		}
 	}
-	for _, dir := range []string{"data/blobs/tmp", "data/cache"} {
+	for _, dir := range []string{"data/blobs/tmp", "data/cache", "data/volumes"} {
 		if temps, _ := filepath.Glob(filepath.Join(w.root, dir, tempPrefix+"*")); len(temps) > 0 {
 			w.t.Errorf("temporary files left: %v", temps)
 		}

@@ -20,7 +20,14 @@ import (
 
 // imageFormat is part of every cache key. It changes when the way of assembly
 // does.
-const imageFormat = "volant initramfs 1"
+const imageFormat = "volant initramfs 2"
+
+// Where the agent is. The archive of an OCI image may hold an /init of its own,
+// which the image's workload can be; then the kernel is told of another place.
+const (
+	defaultAgent = "init"
+	imageAgent   = ".volant/init"
+)
 
 // cache keeps assembled initramfs images: agent, modules and application
 // archive in one file, made once for all VMs with the same three. A file's name
@@ -43,7 +50,7 @@ func newCache(dir, agent string) *cache {
 // initramfsParts says what an image is made of, in the order of its segments.
 // Later ones overlay earlier ones.
 type initramfsParts struct {
-	agent   bool     // this binary as /init
+	agent   string   // path of this binary in the image; empty for none
 	modules blobFile // of the kernel; empty for none
 	archive blobFile // the application
 }
@@ -74,14 +81,14 @@ func (c *cache) image(ctx context.Context, p initramfsParts) (string, error) {
 // key names the combination.
 func (c *cache) key(p initramfsParts) (string, error) {
 	agent := ""
-	if p.agent {
+	if p.agent != "" {
 		var err error
 		if agent, err = c.binaryDigest(); err != nil {
 			return "", fmt.Errorf("agent binary: %w", err)
 		}
 	}
 	h := sha256.New()
-	for _, s := range []string{imageFormat, agent, p.modules.digest, p.archive.digest} {
+	for _, s := range []string{imageFormat, agent, p.agent, p.modules.digest, p.archive.digest} {
 		fmt.Fprintf(h, "%d:%s\n", len(s), s)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16]), nil
@@ -179,12 +186,12 @@ func (c *cache) assemble(ctx context.Context, key string, p initramfsParts) (pat
 	}()
 
 	var segments []io.Reader
-	if p.agent {
+	if p.agent != "" {
 		pr, pw := io.Pipe()
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			pw.CloseWithError(c.writeAgent(pw))
+			pw.CloseWithError(c.writeAgent(pw, p.agent))
 		}()
 		defer func() { pr.Close(); <-done }()
 		segments = append(segments, pr)
@@ -227,15 +234,15 @@ func (c *cache) assemble(ctx context.Context, key string, p initramfsParts) (pat
 	return path, commitFile(f, path)
 }
 
-// writeAgent writes the segment that holds the agent, as /init.
-func (c *cache) writeAgent(w io.Writer) error {
+// writeAgent writes the segment that holds the agent.
+func (c *cache) writeAgent(w io.Writer, name string) error {
 	fi, err := os.Stat(c.agent)
 	if err != nil {
 		return err
 	}
 	var a initramfs.Archive
 	if err := a.Add(initramfs.Entry{
-		Name: "init", Mode: 0o755, Size: fi.Size(),
+		Name: name, Mode: 0o755, Size: fi.Size(),
 		Open: func() (io.ReadCloser, error) { return os.Open(c.agent) },
 	}); err != nil {
 		return err

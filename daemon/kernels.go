@@ -41,6 +41,22 @@ func (d *Daemon) kernel(ctx context.Context, name string) (api.Kernel, error) {
 	return api.Kernel{}, e
 }
 
+// rootfsKernel is the kernel that VMs boot whose root is a disk and who name
+// none, if it was imported: it has what containers need.
+const rootfsKernel = "volant"
+
+// bootKernel returns the kernel that a VM of this manifest boots now. want is the
+// one that it asks for by name, if any.
+func (d *Daemon) bootKernel(ctx context.Context, want string, m *api.Manifest) (api.Kernel, error) {
+	if want == "" && (m.Rootfs != nil || m.ImageDigest != "") {
+		k, err := d.store.Kernel(ctx, rootfsKernel)
+		if !errors.Is(err, row.ErrNotFound) {
+			return k, err
+		}
+	}
+	return d.kernel(ctx, want)
+}
+
 // Kernels returns all kernels by name.
 func (d *Daemon) Kernels(ctx context.Context) ([]api.Kernel, error) {
 	ks, err := d.store.Kernels(ctx)

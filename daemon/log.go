@@ -16,6 +16,7 @@ const (
 	keyCount       = "count"
 	keyPath        = "path"
 	keyDigest      = "digest"
+	keyImage       = "image"
 	keyTap         = "tap"
 	keyStatus      = "status"
 )

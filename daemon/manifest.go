@@ -23,20 +23,12 @@ func checkSupported(m *api.Manifest) error {
 		return api.Errorf(api.CodeUnsupported, "%s: %s", field, why)
 	}
 	switch {
-	case m.Rootfs != nil:
-		return unsupported("rootfs", "root file system images are not run by this version; pack the workload as an initramfs")
-	case m.Root != nil:
-		return unsupported("root", "only a rootfs has one")
-	case len(m.Volumes) > 0:
-		return unsupported("volumes", "volumes are not attached by this version")
-	case len(m.Tmpfs) > 0:
-		return unsupported("tmpfs", "tmpfs mounts are not made by this version")
-	case len(m.Ports) > 0:
-		return unsupported("ports", "ports are not published by this version")
-	case m.HealthCheck != nil && len(m.HealthCheck.Exec) > 0:
-		return unsupported("health_check.exec", "commands are not run as health checks by this version")
+	case m.Rootfs != nil && m.Rootfs.Format == "qcow2":
+		return unsupported("rootfs.format", "qcow2 images are not attached by this version; convert it: qemu-img convert -O raw")
+	case m.Rootfs != nil && m.Rootfs.Checksum == "":
+		return api.Errorf(api.CodeInvalid, "rootfs.checksum: is missing").WithHint("give the sha256 of the image, as sha256sum prints it: \"sha256:<64 hex digits>\"")
 	case len(m.Disks) > 0:
-		return unsupported("disks", "further disks are not attached by this version")
+		return unsupported("disks", "further disks are not attached by this version; volumes are")
 	case m.CloudInit != nil:
 		return unsupported("cloud_init", "cloud-init seeds are not made by this version; use workload.env")
 	case m.Devices != nil && (len(m.Devices.PCIPassthrough) > 0 || len(m.Devices.Allowlist) > 0):
@@ -67,6 +59,14 @@ func manifestBlobs(m *api.Manifest) []string {
 	if m.Initramfs != nil && m.Initramfs.Checksum != "" {
 		out = append(out, m.Initramfs.Checksum)
 	}
+	if m.Rootfs != nil && m.Rootfs.Checksum != "" {
+		out = append(out, m.Rootfs.Checksum)
+	}
+	for _, v := range m.Volumes {
+		if v.Blob != "" && !slices.Contains(out, v.Blob) {
+			out = append(out, v.Blob)
+		}
+	}
 	return out
 }
 
@@ -86,7 +86,17 @@ func (d *Daemon) bootConfig(vm *row.VM, m *api.Manifest) (wire.BootConfig, error
 	cfg := wire.BootConfig{
 		Protocol: wire.Protocol, Version: d.cfg.Version, VM: vm.ID, Name: vm.Name, Incarnation: vm.Incarnation,
 		Hostname: vm.Name, MachineID: ipam.MachineID(vm.ID), Time: d.cfg.Now(), Seed: seed,
-		Workload: workloadConfig(vm, m),
+		Root: rootConfig(m), Workload: workloadConfig(vm, m),
+	}
+	if m.Hostname != "" {
+		cfg.Hostname = m.Hostname
+	}
+	mounts, err := guestMounts(m)
+	if err != nil {
+		return wire.BootConfig{}, err
+	}
+	for _, g := range mounts {
+		cfg.Mounts = append(cfg.Mounts, g.MountConfig)
 	}
 	if vm.IPAddress != "" {
 		addr, err := netip.ParseAddr(vm.IPAddress)
@@ -114,6 +124,7 @@ func workloadConfig(vm *row.VM, m *api.Manifest) wire.WorkloadConfig {
 	out := wire.WorkloadConfig{
 		Args: w.Entrypoint, Workdir: w.Workdir, User: w.User, Restart: restartPolicy(m),
 		StopSignal: w.StopSignal, StopTimeout: stopTimeout(m), BaseURL: w.BaseURL, Health: healthConfig(m),
+		TTY: w.TTY, Stdin: w.Stdin,
 	}
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		out.Env = append(out.Env, k+"="+env[k])
@@ -139,7 +150,7 @@ func healthConfig(m *api.Manifest) *wire.Health {
 		return &wire.Health{TCP: hostPort(w.BaseURL)}
 	}
 	out := &wire.Health{
-		TCP: h.TCP, Retries: h.Retries,
+		TCP: h.TCP, Exec: h.Exec, Retries: h.Retries, StartPeriod: time.Duration(h.StartPeriodMS) * time.Millisecond,
 		Timeout: time.Duration(h.TimeoutMS) * time.Millisecond, Interval: time.Duration(h.IntervalMS) * time.Millisecond,
 	}
 	if h.Endpoint != "" {
@@ -195,6 +206,9 @@ func (d *Daemon) cmdline(vm *row.VM, m *api.Manifest) ([]string, error) {
 		return nil, err
 	}
 	out := []string{wire.ParamVM + "=" + vm.ID}
+	if vm.ImageID != "" && m.Initramfs != nil {
+		out = append(out, "rdinit=/"+imageAgent)
+	}
 	if agentKind(m) == api.AgentNone && vm.IPAddress != "" {
 		out = append(out, "ip="+vm.IPAddress+"::"+d.cfg.Pool.Gateway().String()+":"+netmask(d.cfg.Pool.Prefix())+":"+vm.Name+":eth0:off")
 	}

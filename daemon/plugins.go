@@ -3,6 +3,9 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/store/row"
@@ -48,22 +51,42 @@ func (d *Daemon) InstallPlugin(ctx context.Context, m api.Manifest) (api.Plugin,
 			return api.Plugin{}, d.publicError("install plugin", at("kernel", err))
 		}
 	}
-	blobs := manifestBlobs(&m)
 	d.blobs.RLock()
 	defer d.blobs.RUnlock()
-	for _, digest := range blobs {
-		if _, err := d.Blob(ctx, digest); err != nil {
-			return api.Plugin{}, at("initramfs.checksum", err)
-		}
+	if err := d.checkBlobs(ctx, &m); err != nil {
+		return api.Plugin{}, err
 	}
 	p, evs, err := d.store.PutPlugin(ctx, api.Plugin{
 		Name: m.Name, Version: m.Version, Runtime: m.Runtime, Enabled: m.Enabled == nil || *m.Enabled, Manifest: m,
-	}, blobs, api.Event{Type: api.EventPluginInstalled, Message: m.Version})
+	}, manifestBlobs(&m), api.Event{Type: api.EventPluginInstalled, Message: m.Version})
 	if err != nil {
 		return api.Plugin{}, d.publicError("install plugin", err)
 	}
 	d.bus.notify("", len(evs) > 0)
 	return p.Plugin, nil
+}
+
+// checkBlobs refuses a manifest that names a blob which is not there, by the
+// field that does. The caller holds d.blobs for reading.
+func (d *Daemon) checkBlobs(ctx context.Context, m *api.Manifest) error {
+	fields := make(map[string]string)
+	if m.Initramfs != nil {
+		fields["initramfs.checksum"] = m.Initramfs.Checksum
+	}
+	if m.Rootfs != nil {
+		fields["rootfs.checksum"] = m.Rootfs.Checksum
+	}
+	for i, v := range m.Volumes {
+		if v.Blob != "" {
+			fields[fmt.Sprintf("volumes[%d].blob", i)] = v.Blob
+		}
+	}
+	for _, field := range slices.Sorted(maps.Keys(fields)) {
+		if _, err := d.Blob(ctx, fields[field]); err != nil {
+			return at(field, err)
+		}
+	}
+	return nil
 }
 
 // Plugins returns all plugins by name.

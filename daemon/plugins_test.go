@@ -27,7 +27,14 @@ func TestInstallPluginRefuses(t *testing.T) {
 		{"odd checksum", func(m *api.Manifest) { m.Initramfs.Checksum = "md5:1" }, api.CodeInvalid, "initramfs.checksum"},
 		{"artifact not there", func(m *api.Manifest) { m.Initramfs.Checksum = "sha256:" + strings.Repeat("0", 64) }, api.CodeNotFound, "initramfs.checksum"},
 		{"kernel not there", func(m *api.Manifest) { m.Kernel = "none" }, api.CodeNotFound, "kernel"},
-		{"rootfs", func(m *api.Manifest) { m.Rootfs, m.Initramfs = &api.Rootfs{URL: "x"}, nil }, api.CodeUnsupported, "rootfs"},
+		{"rootfs, no checksum", func(m *api.Manifest) { m.Rootfs, m.Initramfs = &api.Rootfs{URL: "x"}, nil }, api.CodeInvalid, "rootfs.checksum"},
+		{"rootfs not there", func(m *api.Manifest) {
+			m.Rootfs, m.Initramfs = &api.Rootfs{URL: "x", Checksum: "sha256:" + strings.Repeat("0", 64)}, nil
+		}, api.CodeNotFound, "rootfs.checksum"},
+		{"qcow2", func(m *api.Manifest) { m.Rootfs, m.Initramfs = &api.Rootfs{URL: "x", Format: "qcow2"}, nil }, api.CodeUnsupported, "qemu-img convert"},
+		{"blob not there", func(m *api.Manifest) {
+			m.Volumes = []api.VolumeMount{{Blob: "sha256:" + strings.Repeat("0", 64), Target: "/x"}}
+		}, api.CodeNotFound, "volumes[0].blob"},
 		{"disks", func(m *api.Manifest) { m.Disks = []api.ManifestDisk{{Name: "d", Source: "x"}} }, api.CodeUnsupported, "disks"},
 		{"cloud-init", func(m *api.Manifest) { m.CloudInit = &api.CloudInit{} }, api.CodeUnsupported, "cloud_init"},
 		{"devices", func(m *api.Manifest) { m.Devices = &api.Devices{PCIPassthrough: []string{"0000:01:00.0"}} }, api.CodeUnsupported, "devices"},

@@ -57,6 +57,9 @@ func (d *Daemon) begin(ctx context.Context) error {
 	} else {
 		d.log.Info("hypervisor found", keyDriver, caps.Driver, keyAccel, caps.Accel)
 	}
+	if err := d.finishRemovals(ctx); err != nil {
+		return fmt.Errorf("daemon: volumes: %w", err)
+	}
 	n, err := d.lookAtAll(ctx)
 	if err == nil {
 		err = d.sweepData(ctx)
@@ -158,6 +161,12 @@ func (d *Daemon) tick(ctx context.Context) {
 	if err := d.collectImages(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("collect images", keyErr, err)
 	}
+	if err := d.sweepStaging(); err != nil {
+		d.log.Warn("sweep staging of images", keyErr, err)
+	}
+	if err := d.evictImages(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("evict images", keyErr, err)
+	}
 	if _, err := d.store.PruneEvents(ctx, d.cfg.KeepEvents); err != nil && ctx.Err() == nil {
 		d.log.Warn("prune events", keyErr, err)
 	}
@@ -166,15 +175,24 @@ func (d *Daemon) tick(ctx context.Context) {
 // sweepTemp removes files that a killed daemon was writing. Only New may call
 // it: from then on such files are being written.
 func (d *Daemon) sweepTemp() error {
-	for _, dir := range []string{d.blobTemp(), d.cache.dir} {
-		temps, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
-		if err != nil {
+	for _, dir := range []string{d.blobTemp(), d.cache.dir, d.volumesDir()} {
+		if err := removeTemps(dir); err != nil {
 			return err
 		}
-		for _, path := range temps {
-			if err := os.Remove(path); err != nil {
-				return err
-			}
+	}
+	return d.sweepLoads()
+}
+
+// removeTemps removes the temporary files in dir. Nobody else may be writing
+// there.
+func removeTemps(dir string) error {
+	temps, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range temps {
+		if err := os.Remove(path); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -142,15 +143,21 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	var kernel api.Kernel
 	var drv hv.Driver
 	var caps hv.Capabilities
+	var mounts []guestMount
 	if err := timed("resolve", func() (err error) {
 		if m, err = d.store.Manifest(ctx, vm.Manifest); err != nil {
 			return err
 		}
-		if kernel, err = d.kernel(ctx, vm.WantKernel); err != nil {
+		if kernel, err = d.bootKernel(ctx, vm.WantKernel, &m); err != nil {
 			return err
 		}
-		drv, caps, err = d.driver(ctx)
-		return err
+		if mounts, err = guestMounts(&m); err != nil {
+			return err
+		}
+		if drv, caps, err = d.driver(ctx); err != nil {
+			return err
+		}
+		return checkDisks(&m, caps)
 	}); err != nil {
 		return nil, err
 	}
@@ -168,24 +175,32 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		return nil, err
 	}
 	agentKind := agentKind(&m)
+	parts := initramfsParts{modules: d.optionalBlob(kernel.Modules)}
+	if agentKind == api.AgentHost {
+		parts.agent = defaultAgent
+	}
+	if m.Initramfs != nil {
+		parts.archive = d.blobRef(m.Initramfs.Checksum)
+		if vm.ImageID != "" {
+			parts.agent = imageAgent
+		}
+	}
+	var config, root, volumes []hv.Disk // in this order
 
+	if err := timed("directory", func() error { return makeDirs(dir, d.dataDir(vm.ID)) }); err != nil {
+		return nil, err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return timed("kernel", func() error { return d.verifyBlob(kernel.Digest) })
 	})
 	g.Go(func() error {
 		return timed("initramfs", func() (err error) {
-			spec.Initramfs, err = d.cache.image(gctx, initramfsParts{
-				agent: agentKind == api.AgentHost, modules: d.optionalBlob(kernel.Modules),
-				archive: d.blobRef(m.Initramfs.Checksum),
-			})
+			spec.Initramfs, err = d.cache.image(gctx, parts)
 			return err
 		})
 	})
 	g.Go(func() error {
-		if err := timed("directory", func() error { return makeDirs(dir, d.dataDir(vm.ID)) }); err != nil {
-			return err
-		}
 		if err := timed("console", func() error { return d.markConsole(vm.ID, vm.Incarnation) }); err != nil {
 			return err
 		}
@@ -194,10 +209,26 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		}
 		return timed("config", func() error {
 			path := filepath.Join(dir, bootDisk)
-			spec.Disks = []hv.Disk{{Serial: wire.ConfigSerial, Path: path, ReadOnly: true}}
+			config = []hv.Disk{{Serial: wire.ConfigSerial, Path: path, ReadOnly: true}}
 			return d.writeBootDisk(path, vm, &m)
 		})
 	})
+	if m.Rootfs != nil {
+		g.Go(func() error {
+			return timed("root", func() (err error) {
+				root, err = d.rootDisks(gctx, vm, &m)
+				return err
+			})
+		})
+	}
+	if len(m.Volumes) > 0 {
+		g.Go(func() error {
+			return timed("volumes", func() (err error) {
+				volumes, err = d.volumeDisks(gctx, vm, mounts)
+				return err
+			})
+		})
+	}
 	if !vm.Vsock {
 		g.Go(func() error {
 			nic, err := w.connect(gctx, vm, timed)
@@ -208,6 +239,8 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+
+	spec.Disks = slices.Concat(config, root, volumes)
 
 	var mach hv.VM
 	if err := timed("launch", func() (err error) {
@@ -230,7 +263,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 }
 
 // makeDirs makes the incarnation's own directory, which must be new, and the
-// one that the VM keeps.
+// one that the VM keeps, and removes what a killed daemon was writing there.
 func makeDirs(dir, data string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
@@ -238,7 +271,10 @@ func makeDirs(dir, data string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	return os.MkdirAll(data, 0o700)
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return err
+	}
+	return removeTemps(data)
 }
 
 func (d *Daemon) writeBootDisk(path string, vm *row.VM, m *api.Manifest) error {
@@ -274,14 +310,40 @@ func (w *worker) connect(ctx context.Context, vm *row.VM, timed func(string, fun
 	return hv.NIC{Tap: port.Tap, MAC: port.MAC}, timed("rules", func() error { return w.d.ports.put(ctx, vm.ID, port) })
 }
 
-// portOf is what the VM may put into its frames; the tap is for the caller.
+// portOf is what the VM may put into its frames, and what of it is published;
+// the tap is for the caller.
 func portOf(vm *row.VM) (Port, error) {
 	mac, err := net.ParseMAC(vm.MACAddress)
 	if err != nil {
 		return Port{}, err
 	}
 	ip, err := netip.ParseAddr(vm.IPAddress)
-	return Port{MAC: mac, IP: ip}, err
+	if err != nil {
+		return Port{}, err
+	}
+	port := Port{MAC: mac, IP: ip}
+	for _, p := range vm.Ports {
+		if p.HostPort == 0 {
+			continue
+		}
+		pub, err := publishOf(p)
+		if err != nil {
+			return Port{}, err
+		}
+		port.Publish = append(port.Publish, pub)
+	}
+	return port, nil
+}
+
+// publishOf is a published port as the network has it.
+func publishOf(p api.Port) (Publish, error) {
+	out := Publish{HostPort: uint16(p.HostPort), GuestPort: uint16(p.Port), Protocol: p.Protocol}
+	if p.HostIP == "" {
+		return out, nil
+	}
+	var err error
+	out.HostIP, err = netip.ParseAddr(p.HostIP)
+	return out, err
 }
 
 // recordLaunch writes the driver's record of the machine that the worker holds

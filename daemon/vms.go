@@ -4,12 +4,15 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"maps"
+	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/ipam"
 	"github.com/volantvm/volant/store/row"
 )
@@ -36,17 +39,20 @@ func newID() string { return strings.ToLower(rand.Text()[:12]) }
 
 // CreateVM stores a new VM with an address and, unless req.Stopped, the wish
 // that it runs. It returns once that is durable; the VM is started in the
-// background. Codes: invalid, not_found (plugin, kernel), exists (name,
-// address), exhausted (addresses, disk), conflict (plugin disabled, no kernel),
-// unavailable (no network).
+// background. Codes: invalid, not_found (plugin, image, kernel, blob), exists
+// (name, address, host port), exhausted (addresses, ports, disk), conflict
+// (plugin disabled, no kernel, host port), unavailable (no network),
+// unsupported (what this version or hypervisor cannot do).
 func (d *Daemon) CreateVM(ctx context.Context, req api.VMCreate) (api.VM, error) {
 	vm, err := d.newVM(ctx, req)
 	if err != nil {
 		return api.VM{}, d.publicError("create VM", err)
 	}
-	vm.Lease, err = d.lease(&vm.VM, req.IPAddress)
-	if err != nil {
-		return api.VM{}, d.publicError("create VM", err)
+	// A blob that is there now is to be there until the row names it.
+	d.blobs.RLock()
+	defer d.blobs.RUnlock()
+	if err := d.checkBlobs(ctx, &vm.Manifest); err != nil {
+		return api.VM{}, err
 	}
 	// Ids, MACs and CIDs are hashes of random bits; should one be taken, the
 	// next id has others.
@@ -66,6 +72,8 @@ func (d *Daemon) CreateVM(ctx context.Context, req api.VMCreate) (api.VM, error)
 		switch {
 		case errors.As(err, &exists) && exists.Column == "vms.name":
 			return api.VM{}, api.Errorf(api.CodeExists, "a VM named %s exists", req.Name).WithHint("choose another name, or delete it: volar vms delete %s", req.Name)
+		case errors.Is(err, row.ErrInUse) && req.Image != "": // the image was removed just now
+			return api.VM{}, noImage(req.Image)
 		case errors.Is(err, row.ErrInUse): // the plugin was removed just now
 			return api.VM{}, api.Errorf(api.CodeNotFound, "there is no plugin %q", req.Plugin)
 		case err != nil:
@@ -79,34 +87,47 @@ func (d *Daemon) CreateVM(ctx context.Context, req api.VMCreate) (api.VM, error)
 	}
 }
 
+// origin is what a VM is made from: a plugin or an image.
+type origin struct {
+	manifest api.Manifest
+	image    *api.ImageConfig // of an image
+	vm       api.VM           // what the VM shows of it
+	version  string           // of a plugin
+	prefix   string           // of the names of VMs that have none
+}
+
 // newVM checks req and makes the row of it, without identity and address.
 func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error) {
-	if err := api.ValidateName("VM", req.Name); err != nil {
-		return row.NewVM{}, err
-	}
-	if err := api.ValidateEnv("env", req.Env); err != nil {
-		return row.NewVM{}, err
-	}
-	if err := api.ValidateLabels("labels", req.Labels); err != nil {
+	if err := req.Validate(); err != nil {
 		return row.NewVM{}, err
 	}
 	if _, err := kernelParameters(req.KernelCmdline); err != nil {
 		return row.NewVM{}, err
 	}
-	if req.Plugin == "" {
-		return row.NewVM{}, api.Errorf(api.CodeInvalid, "plugin: is missing").WithHint("volar plugins list shows what is installed")
+	var from origin
+	var err error
+	switch {
+	case req.Image != "":
+		from, err = d.fromImage(ctx, req)
+	case req.Plugin != "":
+		from, err = d.fromPlugin(ctx, req)
+	default:
+		err = api.Errorf(api.CodeInvalid, "plugin: is missing").WithHint("volar plugins list shows what is installed; a VM can also be made from an image")
 	}
-	p, err := d.plugin(ctx, req.Plugin)
 	if err != nil {
 		return row.NewVM{}, err
 	}
-	if !p.Enabled {
-		return row.NewVM{}, api.Errorf(api.CodeConflict, "plugin %s is disabled", p.Name).WithHint("volar plugins enable %s", p.Name)
+	if req.Runtime != "" && req.Runtime != from.vm.Runtime {
+		return row.NewVM{}, api.Errorf(api.CodeInvalid, "runtime: is %.80q, but %s has %s", req.Runtime, from.prefix, from.vm.Runtime)
 	}
-	if req.Runtime != "" && req.Runtime != p.Runtime {
-		return row.NewVM{}, api.Errorf(api.CodeInvalid, "runtime: is %.80q, but plugin %s has %s", req.Runtime, p.Name, p.Runtime)
+	m, err := api.Compose(from.manifest, from.image, req)
+	if err != nil {
+		return row.NewVM{}, err
 	}
-	res := p.Manifest.Resources
+	if err := d.canRun(ctx, &m, req); err != nil {
+		return row.NewVM{}, err
+	}
+	res := m.Resources
 	if req.CPUCores != 0 {
 		res.CPUCores = req.CPUCores
 	}
@@ -116,40 +137,190 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	if err := api.ValidateResources("VM", res); err != nil {
 		return row.NewVM{}, err
 	}
-	kernel := req.Kernel
-	if kernel == "" {
-		kernel = p.Manifest.Kernel
-	}
-	if kernel != "" || !req.Stopped {
-		if _, err := d.kernel(ctx, kernel); err != nil {
-			return row.NewVM{}, err
-		}
-	}
 
-	now := d.cfg.Now().UTC()
 	vm := row.VM{
-		VM: api.VM{
-			Name: req.Name, Plugin: p.Name, Runtime: p.Runtime, Status: api.VMPending, Desired: api.DesiredRunning,
-			CPUCores: res.CPUCores, MemoryMB: res.MemoryMB, KernelCmdline: req.KernelCmdline, Kernel: kernel,
-			Labels: mergeLabels(p.Manifest.Labels, req.Labels),
-		},
-		PluginVersion: p.Version, WantKernel: kernel, Env: req.Env, AcceptedAt: now,
-		Vsock: p.Manifest.Network != nil && p.Manifest.Network.Mode == api.NetworkVsock,
+		VM: from.vm, PluginVersion: from.version, WantKernel: m.Kernel, Env: req.Env, AcceptedAt: d.cfg.Now().UTC(),
+		Vsock: m.Network != nil && m.Network.Mode == api.NetworkVsock,
+	}
+	vm.Name, vm.Status, vm.Desired = req.Name, api.VMPending, api.DesiredRunning
+	vm.CPUCores, vm.MemoryMB, vm.KernelCmdline, vm.Kernel = res.CPUCores, res.MemoryMB, req.KernelCmdline, m.Kernel
+	vm.Labels, vm.AutoRemove = api.MergeLabels(m.Labels, req.Labels), req.AutoRemove
+	if m.Workload != nil {
+		vm.TTY, vm.Stdin = m.Workload.TTY, m.Workload.Stdin
 	}
 	if req.Stopped {
 		vm.Status, vm.Desired = api.VMStopped, api.DesiredStopped
 	}
-	return row.NewVM{VM: vm, Manifest: p.Manifest, Blobs: manifestBlobs(&p.Manifest)}, nil
+	out := row.NewVM{VM: vm, NamePrefix: from.prefix, Manifest: m, Blobs: manifestBlobs(&m)}
+	if out.VM.Ports, out.Publish, err = d.choosePorts(m.Ports, req.Ports, vm.Vsock); err != nil {
+		return row.NewVM{}, err
+	}
+	out.Lease, err = d.lease(&out.VM, req.IPAddress)
+	return out, err
 }
 
-func mergeLabels(under, over map[string]string) map[string]string {
-	if len(under)+len(over) == 0 {
+// canRun refuses what could only fail in the background.
+func (d *Daemon) canRun(ctx context.Context, m *api.Manifest, req api.VMCreate) error {
+	if err := checkSupported(m); err != nil {
+		return err
+	}
+	if req.AutoRemove && restartPolicy(m) != wire.RestartNever {
+		return api.Errorf(api.CodeInvalid, "auto_remove: the plugin's VMs are started again when they end (restart.policy %s)", m.Restart.Policy).
+			WithHint("give restart.policy never too")
+	}
+	if m.Kernel != "" || !req.Stopped {
+		if _, err := d.bootKernel(ctx, m.Kernel, m); err != nil {
+			return err
+		}
+	}
+	// Without a hypervisor VMs can be created all the same, and none is looked for
+	// here: that takes too long.
+	d.caps.mu.Lock()
+	caps := d.caps.caps
+	d.caps.mu.Unlock()
+	return checkDisks(m, caps)
+}
+
+func (d *Daemon) fromPlugin(ctx context.Context, req api.VMCreate) (origin, error) {
+	p, err := d.plugin(ctx, req.Plugin)
+	if err != nil {
+		return origin{}, err
+	}
+	if !p.Enabled {
+		return origin{}, api.Errorf(api.CodeConflict, "plugin %s is disabled", p.Name).WithHint("volar plugins enable %s", p.Name)
+	}
+	const room = 12 // for a hyphen and a number
+	return origin{
+		manifest: p.Manifest, vm: api.VM{Plugin: p.Name, Runtime: p.Runtime}, version: p.Version,
+		prefix: strings.TrimRight(p.Name[:min(len(p.Name), api.MaxNameLength-room)], "-"),
+	}, nil
+}
+
+// Resources of a VM made from an image that is given none. An image says nothing
+// of what it needs; most serve in this.
+const (
+	imageCPUs      = 1
+	imageMemoryMiB = 256
+)
+
+func (d *Daemon) fromImage(ctx context.Context, req api.VMCreate) (origin, error) {
+	img, ref, err := d.image(ctx, req.Image)
+	if err != nil {
+		return origin{}, err
+	}
+	if ref == "" { // named by its ID
+		ref = img.ID
+		if len(img.References) > 0 {
+			ref = img.References[0]
+		}
+	}
+	if own := "linux/" + runtime.GOARCH; img.Platform != "" && img.Platform != own && !strings.HasPrefix(img.Platform, own+"/") {
+		return origin{}, api.Errorf(api.CodeUnsupported, "image %s is for %s; this host runs %s", ref, img.Platform, own).WithHint("pull it for this platform")
+	}
+	name := api.ImageName(ref)
+	if ref == img.ID {
+		name = "image"
+	}
+	m, err := api.ImageManifest(name, img.Config)
+	if err != nil {
+		return origin{}, at("image "+ref, err)
+	}
+	m.Runtime, m.Image, m.ImageDigest = name, ref, img.ID
+	m.Resources = api.Resources{CPUCores: imageCPUs, MemoryMB: imageMemoryMiB}
+	source := "docker://" + ref
+	switch form := formOf(req.Form); {
+	case form == api.FormInitramfs && img.Initramfs != "":
+		// It is in memory twice while the kernel unpacks it.
+		m.Resources.MemoryMB += int(2 * (img.InitramfsSize >> 20))
+		m.Initramfs = &api.Initramfs{URL: source, Checksum: img.Initramfs, Agent: api.AgentHost}
+	case form == api.FormDisk && img.Disk != "":
+		m.Rootfs = &api.Rootfs{URL: source, Checksum: img.Disk}
+	default:
+		return origin{}, api.Errorf(api.CodeNotFound, "image %s is here, but not in the form %s", ref, form).
+			WithHint("pull it in that form too: volar images pull %s --form %s", ref, form)
+	}
+	return origin{manifest: m, image: &img.Config, vm: api.VM{Image: ref, ImageID: img.ID, Runtime: name}, prefix: name}, nil
+}
+
+func formOf(f api.ImageForm) api.ImageForm {
+	if f == "" {
+		return api.FormDisk
+	}
+	return f
+}
+
+// choosePorts returns the ports of a VM and, if any is to be published, what
+// chooses the host's ports once those that are taken are known.
+func (d *Daemon) choosePorts(manifest, request []api.Port, vsock bool) ([]api.Port, func([]row.Published) ([]api.Port, error), error) {
+	all := api.MergePorts(manifest, request)
+	published := len(request) > 0
+	for i := range all {
+		p := &all[i]
+		if p.Protocol == "" {
+			p.Protocol = api.ProtocolTCP
+		}
+		if p.HostIP == "0.0.0.0" {
+			p.HostIP = ""
+		}
+		published = published || p.HostPort != 0
+	}
+	if !published {
+		return all, nil, nil
+	}
+	if vsock {
+		return nil, nil, api.Errorf(api.CodeInvalid, "ports: with network mode vsock the VM has no address whose ports could be published")
+	}
+	return all, func(taken []row.Published) ([]api.Port, error) {
+		out := slices.Clone(all)
+		for i := range out {
+			p := &out[i]
+			asked := i >= len(out)-len(request)
+			switch {
+			case p.HostPort != 0:
+				j := slices.IndexFunc(taken, func(t row.Published) bool { return t.Port.Conflicts(*p) })
+				if j >= 0 {
+					return nil, api.Errorf(api.CodeExists, "host port %d/%s is published by VM %s", p.HostPort, p.Protocol, taken[j].VM).
+						WithHint("choose another host port, or delete that VM")
+				}
+				if err := d.hostPortFree(*p); err != nil {
+					return nil, err
+				}
+			case asked:
+				if p.HostPort = d.freePort(*p, out, taken); p.HostPort == 0 {
+					return nil, api.Errorf(api.CodeExhausted, "no host port from %d on is free", api.FirstHostPort).WithHint("delete VMs that are not needed, or name a port")
+				}
+			}
+		}
+		return out, nil
+	}, nil
+}
+
+// freePort returns the lowest host port that p can have, 0 when there is none.
+func (d *Daemon) freePort(p api.Port, own []api.Port, taken []row.Published) int {
+	for p.HostPort = api.FirstHostPort; p.HostPort <= 65535; p.HostPort++ {
+		if slices.ContainsFunc(own, p.Conflicts) || slices.ContainsFunc(taken, func(t row.Published) bool { return t.Port.Conflicts(p) }) {
+			continue
+		}
+		if d.hostPortFree(p) == nil {
+			return p.HostPort
+		}
+	}
+	return 0
+}
+
+// hostPortFree asks whether another program of the host has the port.
+func (d *Daemon) hostPortFree(p api.Port) error {
+	if d.cfg.Network == nil {
 		return nil
 	}
-	out := make(map[string]string, len(under)+len(over))
-	maps.Copy(out, under)
-	maps.Copy(out, over)
-	return out
+	pub, err := publishOf(p)
+	if err != nil {
+		return err
+	}
+	if err := d.cfg.Network.CheckPort(pub); err != nil {
+		return fmt.Errorf("publish %d/%s: %w", p.HostPort, p.Protocol, err)
+	}
+	return nil
 }
 
 // lease returns what chooses the VM's address from those taken: the pinned one
@@ -157,12 +328,12 @@ func mergeLabels(under, over map[string]string) map[string]string {
 func (d *Daemon) lease(vm *row.VM, pinned string) (func([]netip.Addr) (netip.Addr, error), error) {
 	if vm.Vsock {
 		if pinned != "" {
-			return nil, api.Errorf(api.CodeInvalid, "ip_address: plugin %s has network mode vsock; its VMs have no address", vm.Plugin)
+			return nil, api.Errorf(api.CodeInvalid, "ip_address: with network mode vsock the VM has no address")
 		}
 		return nil, nil
 	}
 	if d.cfg.Network == nil {
-		return nil, api.Errorf(api.CodeUnavailable, "this volantd has no network").WithHint("start it with a bridge, or use a plugin with network mode vsock")
+		return nil, api.Errorf(api.CodeUnavailable, "this volantd has no network").WithHint("start it with a bridge, or give the VM network mode vsock")
 	}
 	if pinned == "" {
 		return d.cfg.Pool.Lowest, nil
@@ -214,9 +385,17 @@ func (d *Daemon) change(ctx context.Context, name, op string, alter func(vm *row
 	return vm.VM, nil
 }
 
-// update is Store.ChangeVM, and tells who waits.
+// update is Store.ChangeVM, wishes VMs gone that are to go once they have ended,
+// and tells who waits.
 func (d *Daemon) update(ctx context.Context, id string, change func(vm *row.VM) ([]api.Event, error)) (row.VM, error) {
-	vm, evs, err := d.store.ChangeVM(ctx, id, change)
+	vm, evs, err := d.store.ChangeVM(ctx, id, func(vm *row.VM) ([]api.Event, error) {
+		settled := vm.Settled()
+		evs, err := change(vm)
+		if vm.AutoRemove && vm.Settled() && !settled {
+			vm.Desired = api.DesiredAbsent // in the transaction of its end: whoever dies now, it is not forgotten
+		}
+		return evs, err
+	})
 	if err == nil {
 		d.bus.notify(id, len(evs) > 0)
 	}
@@ -255,8 +434,27 @@ func (d *Daemon) canStart(ctx context.Context, vm *row.VM) error {
 	if _, _, err := d.driver(ctx); err != nil {
 		return err
 	}
-	_, err := d.kernel(ctx, vm.WantKernel)
-	return err
+	m, err := d.store.Manifest(ctx, vm.Manifest)
+	if err != nil {
+		return err
+	}
+	if _, err := d.bootKernel(ctx, vm.WantKernel, &m); err != nil {
+		return err
+	}
+	for _, mount := range m.Volumes {
+		if mount.Name == "" {
+			continue
+		}
+		v, err := d.store.Volume(ctx, mount.Name)
+		if errors.Is(err, row.ErrNotFound) || err == nil && (v.Running == "" || v.Running == vm.Name || mount.ReadOnly) {
+			continue // who only reads is judged by the claim, which knows how the others do
+		}
+		if err != nil {
+			return err
+		}
+		return &row.VolumeBusyError{Volume: v.Name, VM: v.Running}
+	}
+	return nil
 }
 
 // wishRunning sets the wish, and what goes with it unless the VM runs already.
@@ -300,7 +498,9 @@ func (d *Daemon) RestartVM(ctx context.Context, name string, how api.VMStop) (ap
 	if err != nil {
 		return api.VM{}, err
 	}
-	if err := d.canStart(ctx, &row.VM{WantKernel: vm.WantKernel}); err != nil {
+	stopped := vm
+	stopped.Status = api.VMStopped
+	if err := d.canStart(ctx, &stopped); err != nil {
 		return api.VM{}, d.publicError("restart VM", err)
 	}
 	return d.change(ctx, vm.ID, "restart VM", func(vm *row.VM) error {
@@ -344,7 +544,8 @@ func checkStop(how api.VMStop) error {
 // WaitVM returns when the VM has become what, and fails with conflict and the
 // reason when it can no longer become so by itself, with timeout when ctx ends
 // first. A VM without a health check is healthy when it runs. Waiting for the
-// deletion of a VM that is not there succeeds at once.
+// deletion of a VM that is not there succeeds at once; waiting for the end of
+// one that was removed because it had ended returns how it ended, for a while.
 func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.VM, error) {
 	switch what {
 	case api.WaitNone, api.WaitRunning, api.WaitHealthy, api.WaitStopped, api.WaitDeleted:
@@ -354,6 +555,9 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 	vm, err := d.find(ctx, name)
 	if what == api.WaitDeleted && api.CodeOf(err) == api.CodeNotFound {
 		return api.VM{}, nil
+	}
+	if end, ok := d.ends.get(name); ok && what == api.WaitStopped && api.CodeOf(err) == api.CodeNotFound {
+		return end, nil
 	}
 	if err != nil {
 		return api.VM{}, err
@@ -375,6 +579,9 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 		case errors.Is(err, row.ErrNotFound):
 			if what == api.WaitDeleted {
 				return vm.VM, nil
+			}
+			if end, ok := d.ends.get(vm.ID); ok && what == api.WaitStopped {
+				return end, nil
 			}
 			return vm.VM, api.Errorf(api.CodeConflict, "VM %s was deleted meanwhile", vm.Name)
 		case err != nil && ctx.Err() == nil:
@@ -423,8 +630,40 @@ func reached(vm *row.VM, what api.VMWait, probed bool) (bool, error) {
 	case api.WaitStopped:
 		return vm.Ended() && vm.Desired != api.DesiredRunning, nil
 	}
-	if vm.Desired != api.DesiredAbsent {
+	if vm.Desired != api.DesiredAbsent && !vm.AutoRemove {
 		return false, api.Errorf(api.CodeConflict, "VM %s is not being deleted", vm.Name)
 	}
 	return false, nil
+}
+
+// keptEnds is how many VMs that removed themselves are remembered: enough for
+// those who wait for them at the time.
+const keptEnds = 256
+
+// ends remembers how VMs have ended that were removed for it. Safe for
+// concurrent use; the zero value is empty.
+type ends struct {
+	mu   sync.Mutex
+	last []api.VM // guarded by mu; the oldest first
+}
+
+func (e *ends) put(vm api.VM) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.last) == keptEnds {
+		e.last = slices.Delete(e.last, 0, 1)
+	}
+	e.last = append(e.last, vm)
+}
+
+// get returns the VM of that name or id that was removed last.
+func (e *ends) get(nameOrID string) (api.VM, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, vm := range slices.Backward(e.last) {
+		if vm.ID == nameOrID || vm.Name == nameOrID {
+			return vm, true
+		}
+	}
+	return api.VM{}, false
 }

@@ -174,7 +174,6 @@ func TestCreateVMRefuses(t *testing.T) {
 		code api.Code
 		text string // in message or hint
 	}{
-		{"no name", api.VMCreate{Plugin: "serve"}, api.CodeInvalid, "name is missing"},
 		{"climbing name", api.VMCreate{Name: "../x", Plugin: "serve"}, api.CodeInvalid, "not valid"},
 		{"name taken", api.VMCreate{Name: "taken", Plugin: "serve"}, api.CodeExists, "taken"},
 		{"no plugin", api.VMCreate{Name: "a"}, api.CodeInvalid, "plugin"},
