@@ -4,11 +4,14 @@
 //
 // # Resources
 //
-// A plugin is an installed manifest: what to run and with what. A VM is
-// created from one plugin and keeps its address for its life. A blob is an
-// artifact's bytes, addressed by digest; a manifest names its artifacts by
-// digest, so a blob must be there before a plugin that needs it is installed.
-// A kernel is a named pair of blobs. An event is one entry of the journal.
+// A plugin is an installed manifest: what to run and with what. An image is an
+// OCI image, its configuration and its tree as a disk; it is pulled or loaded. A
+// VM is created from one plugin or image and keeps its address, and the ports of
+// the host that it publishes, for its life. A volume is a disk that outlives the
+// VMs that mount it. A blob is an artifact's bytes, addressed by digest; a
+// manifest names its artifacts by digest, so a blob must be there before a plugin
+// that needs it is installed. A kernel is a named pair of blobs. An event is one
+// entry of the journal.
 //
 // # Versions
 //

@@ -232,7 +232,7 @@ func validatePorts(field string, ports []Port, asked bool) error {
 func (r *VMCreate) Validate() error {
 	if r.Name != "" {
 		if err := ValidateName("VM", r.Name); err != nil {
-			return err
+			return fieldErr("name", "%v", err)
 		}
 	}
 	switch {

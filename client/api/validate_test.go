@@ -13,7 +13,7 @@ func TestVMCreateValidate(t *testing.T) {
 	}{
 		"nothing":               {VMCreate{}, ""},
 		"plugin and image":      {VMCreate{Plugin: "a", Image: "b"}, "image: stands beside"},
-		"name":                  {VMCreate{Name: "A"}, "VM name"},
+		"name":                  {VMCreate{Name: "A"}, "name: VM name"},
 		"form of a plugin":      {VMCreate{Plugin: "a", Form: FormDisk}, "form: only an image"},
 		"form of a kind":        {VMCreate{Image: "a", Form: "tape"}, "form: "},
 		"variable":              {VMCreate{Env: map[string]string{"": "x"}}, "env: "},

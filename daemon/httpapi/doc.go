@@ -9,14 +9,15 @@
 // # Bodies
 //
 // Requests carry application/json of at most api.MaxManifestSize bytes, except
-// PUT /blobs, which streams. A field or query parameter that a route does not
+// PUT /blobs and POST /images/load, which stream. A field or query parameter that a route does not
 // know is refused. Every response that is not a success is an api.ErrorBody.
 //
 // # Streams
 //
 // GET /events is text/event-stream with the journal's sequence number as id,
 // so that Last-Event-ID resumes it. GET /vms/{name}/logs is
-// application/x-ndjson. An error after the first byte travels inside: as an
+// application/x-ndjson, and so are the answers of POST /images/pull and load, where
+// empty objects are signs of life. An error after the first byte travels inside: as an
 // event named "error", or as a line {"error": ...}. Every write has a deadline
 // of its own, so a reader that stalls is dropped and one that reads may stay for
 // ever.

@@ -92,9 +92,8 @@ func operation(rt route, schemas schemaSet, fail object) object {
 	if rt.media != "" {
 		replyMedia = rt.media
 	}
-	if rt.method == http.MethodPut {
-		replyMedia = mediaJSON
-		op["requestBody"] = object{"required": true, "content": object{rt.media: object{"schema": object{"type": "string", "format": "binary"}}}}
+	if rt.upload != "" {
+		op["requestBody"] = object{"required": true, "content": object{rt.upload: object{"schema": object{"type": "string", "format": "binary"}}}}
 	}
 	if rt.reply != nil {
 		ok["content"] = object{replyMedia: object{"schema": schemas.of(reflect.TypeOf(rt.reply))}}

@@ -16,9 +16,10 @@ type route struct {
 	query   []param
 	body    any // what the request carries; nil for nothing
 	bodyOpt bool
+	upload  string // media type of a request that carries bytes, not JSON
 	status  int    // of success
 	reply   any    // what a success carries; nil for nothing
-	media   string // of the request (PUT) or reply, when it is not JSON
+	media   string // of the reply, when it is not JSON
 	total   bool   // the reply carries api.HeaderTotalCount
 	handle  func(*Server, http.ResponseWriter, *http.Request) error
 }
@@ -68,7 +69,7 @@ func routes() []route {
 		{method: get, path: "/system/summary", id: "systemSummary", summary: "Count what there is", status: 200, reply: api.SystemSummary{}, handle: (*Server).systemSummary},
 
 		{method: get, path: "/vms", id: "listVMs", summary: "List VMs", query: listParams(), status: 200, reply: []api.VM{}, total: true, handle: (*Server).listVMs},
-		{method: post, path: "/vms", id: "createVM", summary: "Create a VM from a plugin, and start it", query: waitParams(), body: api.VMCreate{}, status: 201, reply: api.VM{}, handle: (*Server).createVM},
+		{method: post, path: "/vms", id: "createVM", summary: "Create a VM from a plugin or an image, and start it", query: waitParams(), body: api.VMCreate{}, status: 201, reply: api.VM{}, handle: (*Server).createVM},
 		{method: get, path: "/vms/{name}", id: "getVM", summary: "Get one VM, after it got where wait says", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).getVM},
 		{method: del, path: "/vms/{name}", id: "deleteVM", summary: "Stop and delete a VM with its disks and address", query: append(waitParams(), stopParams()...), status: 204, handle: (*Server).deleteVM},
 		{method: post, path: "/vms/{name}/start", id: "startVM", summary: "Start a VM", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).startVM},
@@ -88,7 +89,19 @@ func routes() []route {
 		{method: post, path: "/plugins/{name}/enabled", id: "enablePlugin", summary: "Switch a plugin on or off for new VMs", body: api.PluginEnable{}, status: 200, reply: api.Plugin{}, handle: (*Server).enablePlugin},
 
 		{method: get, path: "/blobs/{digest}", id: "getBlob", summary: "Say whether a blob is stored, and its size", status: 200, reply: api.Blob{}, handle: (*Server).getBlob},
-		{method: put, path: "/blobs/{digest}", id: "putBlob", summary: "Store a blob", status: 201, reply: api.Blob{}, media: mediaBytes, handle: (*Server).putBlob},
+		{method: put, path: "/blobs/{digest}", id: "putBlob", summary: "Store a blob", status: 201, reply: api.Blob{}, upload: mediaBytes, handle: (*Server).putBlob},
+
+		{method: get, path: "/images", id: "listImages", summary: "List images, the one used last first", status: 200, reply: []api.Image{}, handle: (*Server).listImages},
+		{method: post, path: "/images/pull", id: "pullImage", summary: "Have an image fetched from its registry; progress is a JSON object a line, the last with the image or an error", body: api.ImagePull{}, status: 200, reply: api.ImageProgress{}, media: mediaNDJSON, handle: (*Server).pullImage},
+		{method: post, path: "/images/load", id: "loadImage", summary: "Make images of an archive, OCI or docker save; answers as a pull does", query: loadParams(), upload: mediaBytes, status: 200, reply: api.ImageProgress{}, media: mediaNDJSON, handle: (*Server).loadImage},
+		{method: post, path: "/images/prune", id: "pruneImages", summary: "Remove images that no VM uses", body: api.ImagePrune{}, bodyOpt: true, status: 200, reply: api.ImageRemoved{}, handle: (*Server).pruneImages},
+		{method: get, path: "/images/{ref...}", id: "getImage", summary: "Get one image by reference or ID", status: 200, reply: api.Image{}, handle: (*Server).getImage},
+		{method: del, path: "/images/{ref...}", id: "removeImage", summary: "Remove a reference, and the image with its last", query: removeImageParams(), status: 200, reply: api.ImageRemoved{}, handle: (*Server).removeImage},
+
+		{method: get, path: "/volumes", id: "listVolumes", summary: "List volumes", status: 200, reply: []api.Volume{}, handle: (*Server).listVolumes},
+		{method: post, path: "/volumes", id: "createVolume", summary: "Make an empty volume", body: api.VolumeCreate{}, status: 201, reply: api.Volume{}, handle: (*Server).createVolume},
+		{method: get, path: "/volumes/{name}", id: "getVolume", summary: "Get one volume", status: 200, reply: api.Volume{}, handle: (*Server).getVolume},
+		{method: del, path: "/volumes/{name}", id: "removeVolume", summary: "Remove a volume that no VM mounts", status: 204, handle: (*Server).removeVolume},
 
 		{method: get, path: "/kernels", id: "listKernels", summary: "List kernels", status: 200, reply: []api.Kernel{}, handle: (*Server).listKernels},
 		{method: post, path: "/kernels", id: "importKernel", summary: "Add a kernel whose blobs were uploaded", body: api.KernelImport{}, status: 201, reply: api.Kernel{}, handle: (*Server).importKernel},

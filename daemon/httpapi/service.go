@@ -48,6 +48,22 @@ type Service interface {
 	// on error.
 	PutBlob(ctx context.Context, digest string, r io.Reader) (api.Blob, error)
 
+	Images(ctx context.Context) ([]api.Image, error)
+	// Image finds one by reference, ID, or the first digits of its ID.
+	Image(ctx context.Context, name string) (api.Image, error)
+	// PullImage calls progress meanwhile, and ends when ctx does.
+	PullImage(ctx context.Context, pull api.ImagePull, progress func(api.ImageProgress)) (api.Image, error)
+	// LoadImage reads an archive from r. On error it may return the images that
+	// were there before.
+	LoadImage(ctx context.Context, r io.Reader, name string, form api.ImageForm, progress func(api.ImageProgress)) ([]api.Image, error)
+	RemoveImage(ctx context.Context, name string, force bool) (api.ImageRemoved, error) // CodeConflict while VMs use it
+	PruneImages(ctx context.Context, in api.ImagePrune) (api.ImageRemoved, error)
+
+	Volumes(ctx context.Context) ([]api.Volume, error)
+	Volume(ctx context.Context, name string) (api.Volume, error)
+	CreateVolume(ctx context.Context, in api.VolumeCreate) (api.Volume, error)
+	RemoveVolume(ctx context.Context, name string) error // CodeConflict while VMs mount it
+
 	Kernels(ctx context.Context) ([]api.Kernel, error)
 	ImportKernel(ctx context.Context, in api.KernelImport) (api.Kernel, error)
 	DefaultKernel(ctx context.Context, name string) (api.Kernel, error)

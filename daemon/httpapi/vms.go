@@ -50,8 +50,8 @@ func (s *Server) createVM(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &req); err != nil {
 		return err
 	}
-	if err := api.ValidateName("VM", req.Name); err != nil {
-		return api.Errorf(api.CodeInvalid, "name: %v", err)
+	if err := req.Validate(); err != nil {
+		return err
 	}
 	if wt.what != api.WaitNone && req.Stopped {
 		return api.Errorf(api.CodeInvalid, "wait: a VM that is created stopped does not get %s", wt.what)

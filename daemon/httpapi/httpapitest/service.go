@@ -44,6 +44,12 @@ type Service struct {
 	Connect func(net.Conn)
 	// Logs is what every VM has written. Set once before use.
 	Logs []api.LogEntry
+	// ImageConfig is the configuration of every image that is pulled. Set once before
+	// use.
+	ImageConfig api.ImageConfig
+	// Pulling, when set, is called in the middle of every pull, whose error it
+	// returns. Set once before use.
+	Pulling func(ctx context.Context) error
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each change; guarded by mu, as is all below
@@ -51,7 +57,11 @@ type Service struct {
 	plugins map[string]api.Plugin
 	kernels map[string]api.Kernel
 	blobs   map[string]int64
+	images  map[string]api.Image // by ID
+	volumes map[string]api.Volume
+	auth    *api.RegistryAuth // of the last pull
 	journal []api.Event
+	created api.VMCreate
 	serial  int
 	puts    int // uploads of blobs that were begun
 }
@@ -66,6 +76,7 @@ func (s *Service) lock() {
 		s.changed = make(chan struct{})
 		s.vms, s.plugins = map[string]*api.VM{}, map[string]api.Plugin{}
 		s.kernels, s.blobs = map[string]api.Kernel{}, map[string]int64{}
+		s.images, s.volumes = map[string]api.Image{}, map[string]api.Volume{}
 	}
 }
 
@@ -164,25 +175,45 @@ func (s *Service) CreateVM(_ context.Context, req api.VMCreate) (api.VM, error) 
 	if err := s.Err["CreateVM"]; err != nil {
 		return api.VM{}, err
 	}
-	p, ok := s.plugins[req.Plugin]
-	if !ok {
-		return api.VM{}, api.Errorf(api.CodeNotFound, "there is no plugin %q", req.Plugin).WithHint("volar plugins list shows what is installed")
+	p, img, err := s.origin(req)
+	if err != nil {
+		return api.VM{}, err
 	}
-	if !p.Enabled {
-		return api.VM{}, api.Errorf(api.CodeConflict, "plugin %s is disabled", p.Name)
+	for i := 1; req.Name == ""; i++ {
+		if name := fmt.Sprintf("%s-%d", p.Name, i); s.vms[name] == nil {
+			req.Name = name
+		}
 	}
 	if s.vms[req.Name] != nil {
 		return api.VM{}, api.Errorf(api.CodeExists, "there is a VM %q already", req.Name)
 	}
 	s.serial++
 	vm := &api.VM{
-		ID: fmt.Sprintf("vm-%04d", s.serial), Name: req.Name, Plugin: p.Name, Runtime: p.Runtime,
+		ID: fmt.Sprintf("vm-%04d", s.serial), Name: req.Name, Plugin: req.Plugin, Image: p.Manifest.Image, ImageID: img.ID, Runtime: p.Runtime,
 		Status: api.VMPending, Desired: api.DesiredRunning,
 		IPAddress: cmp.Or(req.IPAddress, fmt.Sprintf("192.168.127.%d", s.serial+1)), MACAddress: fmt.Sprintf("52:54:00:00:00:%02x", s.serial),
 		VsockCID: uint32(s.serial + 2), CPUCores: cmp.Or(req.CPUCores, p.Manifest.Resources.CPUCores), MemoryMB: cmp.Or(req.MemoryMB, p.Manifest.Resources.MemoryMB),
-		KernelCmdline: req.KernelCmdline, Kernel: req.Kernel, Hypervisor: "qemu", Accel: "tcg", TTY: req.TTY, Stdin: req.Stdin, Labels: req.Labels, CreatedAt: s.now(), UpdatedAt: s.now(),
+		KernelCmdline: req.KernelCmdline, Kernel: req.Kernel, Hypervisor: "qemu", Accel: "tcg", Labels: req.Labels, CreatedAt: s.now(), UpdatedAt: s.now(),
+		AutoRemove: req.AutoRemove, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
+	}
+	for i := range vm.Ports {
+		if i >= len(vm.Ports)-len(req.Ports) && vm.Ports[i].HostPort == 0 {
+			vm.Ports[i].HostPort = api.FirstHostPort + s.serial
+		}
+	}
+	for _, m := range req.Volumes {
+		v, ok := s.volumes[m.Name]
+		if m.Name == "" {
+			continue
+		}
+		if !ok {
+			v = s.addVolume(api.VolumeCreate{Name: m.Name, SizeMB: m.SizeMB})
+		}
+		v.VMs = append(v.VMs, vm.Name)
+		s.volumes[m.Name] = v
 	}
 	s.vms[vm.Name] = vm
+	s.created = req
 	s.emitVM(api.EventVMCreated, vm)
 	accepted := *vm
 	if req.Stopped {
@@ -191,6 +222,35 @@ func (s *Service) CreateVM(_ context.Context, req api.VMCreate) (api.VM, error) 
 	}
 	s.start(vm)
 	return accepted, nil
+}
+
+// origin returns what a VM is made from: the plugin, or one that stands for the
+// image. The caller holds mu.
+func (s *Service) origin(req api.VMCreate) (api.Plugin, api.Image, error) {
+	if req.Image != "" {
+		img, err := s.image(req.Image)
+		if err != nil {
+			return api.Plugin{}, img, err
+		}
+		m, err := api.ImageManifest(api.ImageName(img.References[0]), img.Config)
+		m.Image, m.Resources = img.References[0], api.Resources{CPUCores: 1, MemoryMB: 256}
+		return api.Plugin{Name: m.Name, Runtime: m.Name, Manifest: m}, img, err
+	}
+	p, ok := s.plugins[req.Plugin]
+	if !ok {
+		return p, api.Image{}, api.Errorf(api.CodeNotFound, "there is no plugin %q", req.Plugin).WithHint("volar plugins list shows what is installed")
+	}
+	if !p.Enabled {
+		return p, api.Image{}, api.Errorf(api.CodeConflict, "plugin %s is disabled", p.Name)
+	}
+	return p, api.Image{}, nil
+}
+
+// Created returns the last request that made a VM, its name filled in.
+func (s *Service) Created() api.VMCreate {
+	s.lock()
+	defer s.mu.Unlock()
+	return s.created
 }
 
 func (s *Service) VM(_ context.Context, name string) (api.VM, error) {
@@ -279,6 +339,10 @@ func (s *Service) DeleteVM(_ context.Context, name string, _ api.VMStop) error {
 			s.stop(vm)
 		}
 		delete(s.vms, vm.Name)
+		for name, v := range s.volumes {
+			v.VMs = slices.DeleteFunc(v.VMs, func(n string) bool { return n == vm.Name })
+			s.volumes[name] = v
+		}
 		s.emitVM(api.EventVMDeleted, vm)
 		return nil
 	})
