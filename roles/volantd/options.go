@@ -25,6 +25,7 @@ type Options struct {
 	Hypervisor string       // "auto" or "qemu"
 	QEMU       string       // path of the binary; empty: looked up in PATH
 	Registry   oci.Registry // how registries of images are spoken to
+	ImageCap   int64        // bytes that images may take; 0 for any amount
 	Version    string
 	Log        *slog.Logger // nil discards
 

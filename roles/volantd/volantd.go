@@ -42,6 +42,7 @@ type grammar struct {
 	Boot       time.Duration `name:"boot-timeout" help:"How long a guest may take to start its workload before its start has failed (default: ${default})." env:"VOLANT_BOOT_TIMEOUT" default:"90s" placeholder:"TIME"`
 	Mirrors    []string      `name:"registry-mirror" help:"Ask MIRROR (HOST[:PORT][/PATH]) for images before REGISTRY; may be given several times." env:"VOLANT_REGISTRY_MIRRORS" placeholder:"REGISTRY=MIRROR"`
 	PlainHTTP  []string      `name:"plain-http" help:"Speak to REGISTRY (HOST[:PORT]), which may be a mirror, without TLS; may be given several times." env:"VOLANT_PLAIN_HTTP" placeholder:"REGISTRY"`
+	ImageCap   int64         `name:"image-cap-mb" help:"How much disk space images may take, in MiB, before those used longest ago go, of those that no VM uses; 0 for any amount (default: ${default})." env:"VOLANT_IMAGE_CAP_MB" default:"0" placeholder:"MIB"`
 	LogLevel   string        `help:"What is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
 	LogFormat  string        `help:"How it is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
 
@@ -99,6 +100,10 @@ func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 	if g.Boot <= 0 {
 		return opt, fmt.Errorf("--boot-timeout: %v is not a duration above 0s", g.Boot)
 	}
+	if g.ImageCap < 0 || g.ImageCap > 1<<40 {
+		return opt, fmt.Errorf("--image-cap-mb: %d is not a number of MiB", g.ImageCap)
+	}
+	opt.ImageCap = g.ImageCap << 20
 	if err := opt.setNetwork(g.Subnet, g.HostIP, g.DNS); err != nil {
 		return opt, err
 	}
