@@ -171,7 +171,7 @@ func (d *Daemon) attach(ctx context.Context, vm row.VM) (io.ReadWriteCloser, err
 		now, err := d.store.VMByID(waiting, vm.ID)
 		switch {
 		case errors.Is(err, row.ErrNotFound):
-			return nil, api.Errorf(api.CodeConflict, "VM %s was deleted meanwhile", vm.Name)
+			return nil, d.goneError(&vm)
 		case err == nil:
 			vm = now
 		case waiting.Err() == nil:

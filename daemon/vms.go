@@ -583,7 +583,7 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 			if end, ok := d.ends.get(vm.ID); ok && what == api.WaitStopped {
 				return end, nil
 			}
-			return vm.VM, api.Errorf(api.CodeConflict, "VM %s was deleted meanwhile", vm.Name)
+			return vm.VM, d.goneError(&vm)
 		case err != nil && ctx.Err() == nil:
 			return vm.VM, d.publicError("wait for VM", err)
 		case err == nil:
@@ -654,6 +654,16 @@ func (e *ends) put(vm api.VM) {
 		e.last = slices.Delete(e.last, 0, 1)
 	}
 	e.last = append(e.last, vm)
+}
+
+// goneError is the error for a VM that is no more, with how it ended if it was
+// removed for that.
+func (d *Daemon) goneError(vm *row.VM) error {
+	end, ok := d.ends.get(vm.ID)
+	if ok && end.Reason != "" {
+		return api.Errorf(api.CodeConflict, "VM %s has %s, and was deleted for that: %s", vm.Name, end.Status, end.Reason)
+	}
+	return api.Errorf(api.CodeConflict, "VM %s was deleted meanwhile", vm.Name)
 }
 
 // get returns the VM of that name or id that was removed last.

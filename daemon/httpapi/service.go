@@ -22,7 +22,8 @@ type Service interface {
 	RestartVM(ctx context.Context, name string, how api.VMStop) (api.VM, error)
 	DeleteVM(ctx context.Context, name string, how api.VMStop) error
 	// WaitVM blocks until the VM has reached what, or can no longer reach it by
-	// itself (CodeConflict, with the reason), or ctx ends (CodeTimeout).
+	// itself (CodeConflict, with the reason), or ctx ends (CodeTimeout). One that
+	// was removed because it had ended has stopped: it is returned for a while.
 	WaitVM(ctx context.Context, name string, what api.VMWait) (api.VM, error)
 	VMTimeline(ctx context.Context, name string) (api.Timeline, error)
 	// VMLogs yields lines until there are no more, or for ever with q.Follow.

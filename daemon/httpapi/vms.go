@@ -65,12 +65,19 @@ func (s *Server) createVM(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) getVM(w http.ResponseWriter, r *http.Request) error {
 	q := newQuery(r)
-	wt := q.wait(api.WaitRunning, api.WaitHealthy, api.WaitStopped)
+	wt := q.wait(api.WaitRunning, api.WaitHealthy, api.WaitStopped, api.WaitDeleted)
 	name, err := pathName("VM", r)
 	if err := errors.Join(err, q.err); err != nil {
 		return err
 	}
 	vm, err := s.svc.VM(r.Context(), name)
+	if api.CodeOf(err) == api.CodeNotFound && wt.what == api.WaitStopped {
+		// One that removed itself has stopped; the service may know how.
+		if end, endErr := s.svc.WaitVM(r.Context(), name, wt.what); endErr == nil {
+			writeJSON(w, http.StatusOK, end)
+			return nil
+		}
+	}
 	if err != nil {
 		return err
 	}
