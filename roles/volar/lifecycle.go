@@ -12,7 +12,7 @@ func noWait() client.Wait { return client.Wait{} }
 // stopFlags say how to stop.
 type stopFlags struct {
 	Grace time.Duration `help:"How long the workload may take to end before it is killed (default: its own stop timeout)." placeholder:"TIME"`
-	Force bool          `help:"Kill the VM at once."`
+	Force bool          `short:"f" help:"Kill the VM at once."`
 }
 
 func (f stopFlags) how() (api.VMStop, error) {
