@@ -44,7 +44,7 @@ func TestBudgets(t *testing.T) {
 	for _, m := range []struct {
 		name    string
 		measure func(*testing.T) []budget
-	}{{"binary", benchBinary}, {"version", benchVersion}, {"initramfs", benchInitramfs}, {"api", benchAPI}, {"ready", benchReady}, {"exec", benchExec}} {
+	}{{"binary", benchBinary}, {"version", benchVersion}, {"initramfs", benchInitramfs}, {"api", benchAPI}, {"ready", benchReady}, {"exec", benchExec}, {"images", benchImages}} {
 		t.Run(m.name, func(t *testing.T) { all = append(all, m.measure(t)...) })
 	}
 	fmt.Printf("\n%-28s %9s %9s  %-8s %s\n", "name", "measured", "limit", "verdict", "how")
@@ -249,7 +249,7 @@ func benchReady(t *testing.T) []budget {
 	bare := newBareGuest(t, h)
 	var base, ours []time.Duration
 	for i := range 8 {
-		b, o := bare.boot(), readyAfterCreate(t, h)
+		b, o := bare.boot(), readyAfterCreate(t, h, api.VMCreate{Name: "bench", Plugin: "hello"}, "8080")
 		if i > 0 { // the first of each warms caches
 			base, ours = append(base, b), append(ours, o)
 		}
@@ -261,23 +261,60 @@ func benchReady(t *testing.T) []budget {
 
 // readyAfterCreate creates a VM over the API and returns the time until its
 // workload answered.
-func readyAfterCreate(t *testing.T, h *host) time.Duration {
+func readyAfterCreate(t *testing.T, h *host, req api.VMCreate, port string) time.Duration {
 	t.Helper()
 	c := h.client()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	start := time.Now()
-	vm, err := c.CreateVM(ctx, api.VMCreate{Name: "bench", Plugin: "hello"}, client.Wait{})
+	vm, err := c.CreateVM(ctx, req, client.Wait{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitHTTP(t, vm.IPAddress)
+	waitHTTP(t, net.JoinHostPort(vm.IPAddress, port))
 	took := time.Since(start)
-	h.volar("vms", "delete", "bench", "--force")
+	h.volar("vms", "delete", req.Name, "--force")
 	return took
 }
 
-// waitHTTP asks addr until it answers. Each try is a new connection with a
+// benchImages compares nginx in its image, from the request to the answer through
+// its address, with the bare boot of the same kernel; and a run of an image that
+// is there with one that is pulled and converted first.
+func benchImages(t *testing.T) []budget {
+	addr := registry(t, "nginx")
+	h := newImageHost(t, addr)
+	h.volar("plugins", "install", "--manifest", filepath.Join(os.Getenv(envHello), "hello.manifest.json"))
+	image := addr + "/volant/nginx:1"
+	run := func() time.Duration {
+		start := time.Now()
+		h.volar("run", "-d", "--name", "bench", image)
+		waitHTTP(t, h.vm("bench").IPAddress+":80")
+		took := time.Since(start)
+		h.volar("vms", "delete", "bench", "--force")
+		return took
+	}
+	bare := newBareGuest(t, h, "--kernel", "volant")
+	var first, second, base, ours []time.Duration
+	for i := range 6 {
+		if i < 3 {
+			h.try("images", "rm", image)
+			first = append(first, run())
+			second = append(second, run())
+		}
+		b, o := bare.boot(), readyAfterCreate(t, h, api.VMCreate{Name: "bench", Image: image}, "80")
+		if i > 0 { // the first of each warms caches
+			base, ours = append(base, b), append(ours, o)
+		}
+	}
+	return []budget{
+		{name: "oci-ready", value: float64(median(ours)) / float64(median(base)), limit: 2, unit: "x",
+			detail: fmt.Sprintf("nginx, create to answer %.0f ms ÷ bare C init %.0f ms, kernel volant, medians of %d", ms(median(ours)), ms(median(base)), len(ours))},
+		{name: "oci-second-run", value: float64(median(second)) / float64(median(first)), limit: 1, unit: "x",
+			detail: fmt.Sprintf("volar run of an image that is there %.0f ms ÷ the first run, pull and conversion included, %.0f ms", ms(median(second)), ms(median(first)))},
+	}
+}
+
+// waitHTTP asks addr, "host:port", until it answers. Each try is a new connection with a
 // short limit, so that no retransmission timer of the host is measured.
 func waitHTTP(t *testing.T, addr string) {
 	t.Helper()
@@ -286,7 +323,7 @@ func waitHTTP(t *testing.T, addr string) {
 		DialContext:       (&net.Dialer{Timeout: 25 * time.Millisecond}).DialContext,
 	}}
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
-		resp, err := c.Get("http://" + net.JoinHostPort(addr, "8080") + "/")
+		resp, err := c.Get("http://" + addr + "/")
 		if err == nil {
 			resp.Body.Close()
 			return
@@ -304,7 +341,9 @@ type bareGuest struct {
 
 const bareAddr, bareTap = "192.168.127.250", "vtbare"
 
-func newBareGuest(t *testing.T, h *host) *bareGuest {
+// newBareGuest takes the machine of a VM of plugin hello that was created with
+// flags.
+func newBareGuest(t *testing.T, h *host, flags ...string) *bareGuest {
 	dir := t.TempDir()
 	root := filepath.Join(dir, "root")
 	if err := os.Mkdir(root, 0o755); err != nil {
@@ -321,7 +360,7 @@ func newBareGuest(t *testing.T, h *host) *bareGuest {
 	}
 
 	// The machine that Volant makes, as it runs it.
-	h.volar("vms", "create", "model", "--plugin", "hello", "--wait=healthy")
+	h.volar(append([]string{"vms", "create", "model", "--plugin", "hello", "--wait=healthy"}, flags...)...)
 	vm := h.vm("model")
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", vm.PID))
 	if err != nil {
@@ -398,6 +437,6 @@ func (b *bareGuest) boot() time.Duration {
 			b.t.Logf("the VMM said: %s\n%v", out.String(), b.argv)
 		}
 	}()
-	waitHTTP(b.t, bareAddr)
+	waitHTTP(b.t, bareAddr+":8080")
 	return time.Since(start)
 }

@@ -160,6 +160,7 @@ type host struct {
 	t      testing.TB
 	dir    string   // short, for the sockets in it
 	env    []string // further environment of volantd
+	flags  []string // further flags of volantd
 	daemon *exec.Cmd
 	log    *os.File
 }
@@ -210,7 +211,7 @@ func (h *host) socket() string { return filepath.Join(h.dir, "run", "volantd.soc
 // start runs volantd and returns when it answers.
 func (h *host) start() {
 	h.t.Helper()
-	cmd := exec.Command(os.Getenv(envBinary), append([]string{"volantd"}, h.args()...)...)
+	cmd := exec.Command(os.Getenv(envBinary), append(append([]string{"volantd"}, h.args()...), h.flags...)...)
 	cmd.Env = append(os.Environ(), h.env...)
 	h.spawn(cmd)
 	h.eventually(30*time.Second, "volantd answers", func() error {

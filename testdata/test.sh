@@ -9,6 +9,9 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "test: not root: VM tests make network namespaces; run as root, or go test ./... for the rest" >&2; exit 1; }
 
 . testdata/kernels.sh
+echo "== images"
+VOLANT_TEST_IMAGES=$(testdata/images.sh .cache/images)
+export VOLANT_TEST_IMAGES
 echo "== lint"
 testdata/lint.sh
 echo "== tests"
