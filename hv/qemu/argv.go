@@ -10,6 +10,7 @@ import (
 
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/vmm"
 )
 
 // Names of the files in an incarnation's directory, beside those of vmm.
@@ -55,14 +56,14 @@ func check(spec *hv.Spec, f *findings) error {
 	if spec.MemoryMiB < minMemoryMiB {
 		return fmt.Errorf("%w: %d MiB of memory, at least %d are needed", hv.ErrInvalidSpec, spec.MemoryMiB, minMemoryMiB)
 	}
-	if err := checkDir(spec.Dir); err != nil {
+	if err := vmm.CheckDir(spec.Dir, ownFiles()); err != nil {
 		return err
 	}
-	if err := checkKernel(spec.Kernel); err != nil {
+	if err := vmm.CheckKernel(spec.Kernel); err != nil {
 		return err
 	}
 	if spec.Initramfs != "" {
-		if err := checkFile("initramfs", spec.Initramfs, os.O_RDONLY); err != nil {
+		if err := vmm.CheckFile("initramfs", spec.Initramfs, os.O_RDONLY); err != nil {
 			return err
 		}
 	}
@@ -71,7 +72,7 @@ func check(spec *hv.Spec, f *findings) error {
 		if d.ReadOnly {
 			mode = os.O_RDONLY
 		}
-		if err := checkFile("disk", d.Path, mode); err != nil {
+		if err := vmm.CheckFile("disk", d.Path, mode); err != nil {
 			return err
 		}
 	}
@@ -82,39 +83,6 @@ func check(spec *hv.Spec, f *findings) error {
 		}
 	}
 	return nil
-}
-
-// checkDir wants a directory that no earlier life of the machine has used.
-func checkDir(dir string) error {
-	fi, err := os.Stat(dir)
-	if err != nil {
-		return fmt.Errorf("%w: %w", hv.ErrInvalidSpec, err)
-	}
-	if !fi.IsDir() {
-		return fmt.Errorf("%w: %s is no directory", hv.ErrInvalidSpec, dir)
-	}
-	for _, name := range ownFiles() {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return fmt.Errorf("%w: directory %s has been used before: it holds %s", hv.ErrInvalidSpec, dir, name)
-		}
-	}
-	return nil
-}
-
-func checkFile(what, path string, mode int) error {
-	fi, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("%w: %s: %w", hv.ErrInvalidSpec, what, err)
-	}
-	// Anything but a file or a block device could block the open.
-	if !fi.Mode().IsRegular() && fi.Mode().Type() != os.ModeDevice {
-		return fmt.Errorf("%w: %s %s is neither a file nor a block device", hv.ErrInvalidSpec, what, path)
-	}
-	f, err := os.OpenFile(path, mode, 0)
-	if err != nil {
-		return fmt.Errorf("%w: %s: %w", hv.ErrInvalidSpec, what, err)
-	}
-	return f.Close()
 }
 
 // cmdline returns the kernel's command line: what the machine needs, then the

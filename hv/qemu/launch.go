@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/volantvm/volant/hv"
@@ -23,9 +21,6 @@ const (
 	startTimeout = time.Minute
 	// undoTimeout bounds the wait for a process that got SIGKILL.
 	undoTimeout = 10 * time.Second
-	// environment is the name of the only variable that QEMU is given: what
-	// the record holds beyond the process's identity, for Find.
-	environment = "VOLANT_MACHINE"
 )
 
 func withStartTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -75,7 +70,7 @@ func (d *Driver) launch(ctx context.Context, spec *hv.Spec) (*machine, error) {
 		}
 	}
 	if freshConsole {
-		err = errors.Join(err, removeIfThere(spec.ConsoleLog))
+		err = errors.Join(err, vmm.RemoveIfThere(spec.ConsoleLog))
 	}
 	return nil, errors.Join(err, undo(spec.Dir, m, proc))
 }
@@ -115,7 +110,7 @@ func start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Proc
 		BootID: boot, ArgvSHA256: vmm.HashArgv(args),
 		Channel: channel(spec, f), ConsoleLog: spec.ConsoleLog, ConsoleLimit: spec.ConsoleLimit, CID: spec.CID,
 	}
-	env, err := json.Marshal(rec)
+	env, err := vmm.Environment(rec)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -123,7 +118,7 @@ func start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Proc
 	if err != nil {
 		return nil, nil, err
 	}
-	proc, err := vmm.Start(args, []string{environment + "=" + string(env)}, log)
+	proc, err := vmm.Start(args, env, log)
 	err = errors.Join(err, log.Close())
 	if err != nil {
 		return nil, proc, err
@@ -167,7 +162,7 @@ func undo(dir string, m *machine, proc *vmm.Process) error {
 		proc.Close()
 	}
 	for _, name := range ownFiles() {
-		err = errors.Join(err, removeIfThere(filepath.Join(dir, name)))
+		err = errors.Join(err, vmm.RemoveIfThere(filepath.Join(dir, name)))
 	}
 	return err
 }
@@ -234,67 +229,6 @@ func (d *Driver) Find(ctx context.Context, dir string) (hv.Record, error) {
 }
 
 func find(ctx context.Context, dir string) (hv.Record, error) {
-	if rec, err := vmm.ReadRecord(dir); err == nil && rec.Driver == Name {
-		if proc, err := vmm.Verify(rec); err == nil {
-			proc.Close()
-			return rec, nil
-		}
-	}
-	pids, err := vmm.Processes()
-	if err != nil {
-		return hv.Record{}, err
-	}
-	for _, pid := range pids {
-		if err := ctx.Err(); err != nil {
-			return hv.Record{}, err
-		}
-		if rec, ok := recognize(pid, dir); ok {
-			return rec, nil
-		}
-	}
-	return hv.Record{}, gone(dir, hv.ErrGone)
-}
-
-// recognize rebuilds the record of a process if it is the machine of dir: it
-// has the monitor that only our command line names, and carries what Launch
-// gave it.
-func recognize(pid int, dir string) (hv.Record, bool) {
-	if !slices.Contains(vmm.Argv(pid), driverMonitor(dir)) {
-		return hv.Record{}, false
-	}
-	for _, v := range vmm.Environ(pid) {
-		text, ok := strings.CutPrefix(v, environment+"=")
-		if !ok {
-			continue
-		}
-		var rec hv.Record
-		if json.Unmarshal([]byte(text), &rec) != nil || rec.Driver != Name || rec.Dir != dir {
-			return hv.Record{}, false
-		}
-		var err error
-		rec.PID = pid
-		rec.StartTime, err = vmm.StartTime(pid)
-		if err != nil {
-			return hv.Record{}, false
-		}
-		proc, err := vmm.Verify(rec)
-		if err != nil {
-			return hv.Record{}, false
-		}
-		proc.Close()
-		return rec, true
-	}
-	return hv.Record{}, false
-}
-
-// notListening says that a socket is not there yet.
-func notListening(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
-}
-
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	rec, err := vmm.Find(ctx, Name, dir, func(argv []string) bool { return slices.Contains(argv, driverMonitor(dir)) })
+	return rec, gone(dir, err)
 }

@@ -123,7 +123,7 @@ func (m *machine) connect(ctx context.Context) (err error) {
 func retry[T any](ctx context.Context, proc *vmm.Process, open func() (T, error)) (T, error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		v, err := open()
-		if err == nil || !notListening(err) {
+		if err == nil || !vmm.NotListening(err) {
 			return v, err
 		}
 		select {
@@ -306,7 +306,7 @@ func (m *machine) verdict() hv.Exit {
 	if status == "" {
 		detail = "QEMU ended; its exit status is unknown, for it was no child of this process"
 	}
-	if last := lastLine(vmm.Tail(m.path(logFile), 1024)); last != "" {
+	if last := vmm.LastLine(vmm.Tail(m.path(logFile), 1024)); last != "" {
 		detail += fmt.Sprintf(": %.200q", last)
 	}
 	return hv.Exit{Reason: hv.ExitCrashed, Detail: detail}

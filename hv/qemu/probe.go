@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/vmm"
 )
 
 // The oldest QEMU that was tried: Debian 12 has it.
@@ -96,7 +97,7 @@ func look(ctx context.Context, path string, accel Choice) (*findings, error) {
 	switch err := checkKVM(ctx, path); {
 	case err == nil:
 		f.caps.Accel = hv.AccelKVM
-		if opens("/dev/vhost-vsock") == nil {
+		if vmm.Opens("/dev/vhost-vsock") == nil {
 			f.caps.Channel = hv.ChannelVsock
 		}
 	case accel == KVM:
@@ -141,7 +142,7 @@ func interview(ctx context.Context, path string, sandboxed bool) (*answers, erro
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, errors.Join(ctx.Err(), fmt.Errorf("%w: %s", err, lastLine(stderr.Bytes())))
+		return nil, errors.Join(ctx.Err(), fmt.Errorf("%w: %s", err, vmm.LastLine(stderr.Bytes())))
 	}
 	return parseInterview(out)
 }
@@ -181,51 +182,14 @@ func parseInterview(out []byte) (*answers, error) {
 	return &a, sc.Err()
 }
 
-// checkKVM says why KVM cannot be used, or nil. A /dev/kvm that opens is no
-// proof: it is there under some paravirtual hypervisors too, where ordinary
-// guests do not run. So the processor must have the extensions, and a guest of
-// a few bytes must have run.
+// checkKVM says why KVM cannot be used, or nil: the processor must have the
+// extensions, and a guest of a few bytes must have run.
 func checkKVM(ctx context.Context, path string) error {
-	if err := opens("/dev/kvm"); err != nil {
+	if err := vmm.CheckKVM(); err != nil {
 		return err
-	}
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return err
-	}
-	if !hasVirtualization(b) {
-		return errors.New("the processor shows neither vmx nor svm")
 	}
 	if err := trial(ctx, path, hv.AccelKVM); err != nil {
 		return fmt.Errorf("a trial machine did not run with KVM: %w", err)
 	}
 	return nil
-}
-
-// hasVirtualization looks for the flags of Intel VT-x and AMD-V in the text of
-// /proc/cpuinfo.
-func hasVirtualization(cpuinfo []byte) bool {
-	for line := range strings.Lines(string(cpuinfo)) {
-		name, flags, _ := strings.Cut(line, ":")
-		if strings.TrimSpace(name) != "flags" {
-			continue
-		}
-		f := strings.Fields(flags)
-		return slices.Contains(f, "vmx") || slices.Contains(f, "svm")
-	}
-	return false
-}
-
-func opens(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-// lastLine returns the end of what a program said, for an error.
-func lastLine(b []byte) string {
-	b = bytes.TrimSpace(b)
-	return string(b[bytes.LastIndexByte(b, '\n')+1:])
 }

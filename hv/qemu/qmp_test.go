@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/volantvm/volant/hv/vmm"
 )
 
 const greeting = `{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}}, "capabilities": ["oob"]}}` + "\r\n"
@@ -159,7 +161,7 @@ func TestOpenMonitorRefuses(t *testing.T) {
 	if err := brief(scriptedMonitor(t, greeting, none), os.Getpid()+1); err == nil || !strings.Contains(err.Error(), "served by process") {
 		t.Errorf("a monitor of another process: %v, want it named", err)
 	}
-	if err := brief(filepath.Join(t.TempDir(), "missing"), os.Getpid()); !notListening(err) {
+	if err := brief(filepath.Join(t.TempDir(), "missing"), os.Getpid()); !vmm.NotListening(err) {
 		t.Errorf("a missing socket: %v, want one that is worth trying again", err)
 	}
 }

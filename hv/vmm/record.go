@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -89,7 +88,7 @@ func writeFile(path string, b []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, removeIfThere(f.Name()))
+			err = errors.Join(err, RemoveIfThere(f.Name()))
 		}
 	}()
 	_, err = f.Write(b)
@@ -111,11 +110,4 @@ func writeFile(path string, b []byte) (err error) {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

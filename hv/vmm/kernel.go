@@ -1,6 +1,7 @@
-package qemu
+package vmm
 
 import (
+	"bytes"
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
@@ -18,9 +19,10 @@ const (
 	maxNotes = 1 << 20
 )
 
-// checkKernel wants an uncompressed x86-64 ELF with a PVH entry. QEMU would
-// take others too, but what it says of those that it cannot start is useless.
-func checkKernel(path string) error {
+// CheckKernel wants an uncompressed x86-64 ELF with a PVH entry. VMMs would take
+// others too, but what they say of those that they cannot start is useless. Its
+// errors wrap hv.ErrInvalidSpec.
+func CheckKernel(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("%w: kernel: %w", hv.ErrInvalidSpec, err)
@@ -71,4 +73,49 @@ func isBzImage(r io.ReaderAt) bool {
 	var magic [4]byte
 	_, err := r.ReadAt(magic[:], 0x202)
 	return err == nil && string(magic[:]) == "HdrS"
+}
+
+// PVHKernel returns an ELF file with a PVH entry whose code is run by a processor
+// in 32-bit protected mode, at 1 MiB and without a stack: the smallest guest.
+func PVHKernel(code []byte) []byte {
+	const (
+		load    = 1 << 20
+		headers = 64 + 2*56
+		align   = 8
+	)
+	le := binary.LittleEndian
+	entry := uint64(load + headers)
+	note := le.AppendUint32(nil, 4) // size of the name
+	note = le.AppendUint32(note, 8) // size of the descriptor
+	note = le.AppendUint32(note, noteXenPHYS32Entry)
+	note = append(note, "Xen\x00"...)
+	note = le.AppendUint64(note, entry)
+
+	noteOffset := uint64(headers+len(code)+align-1) &^ (align - 1)
+	size := noteOffset + uint64(len(note))
+	var b bytes.Buffer
+	// Writing to a bytes.Buffer fails only for a type without a fixed size.
+	put := func(v any) {
+		if err := binary.Write(&b, le, v); err != nil {
+			panic(err)
+		}
+	}
+	put(elf.Header64{
+		Ident:   [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:    uint16(elf.ET_EXEC),
+		Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+		Entry: entry, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2,
+	})
+	put(elf.Prog64{
+		Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X),
+		Vaddr: load, Paddr: load, Filesz: size, Memsz: size, Align: 4096,
+	})
+	put(elf.Prog64{
+		Type: uint32(elf.PT_NOTE), Flags: uint32(elf.PF_R), Off: noteOffset,
+		Vaddr: load + noteOffset, Paddr: load + noteOffset, Filesz: uint64(len(note)), Memsz: uint64(len(note)), Align: 4,
+	})
+	b.Write(code)
+	b.Write(make([]byte, int(noteOffset)-b.Len()))
+	b.Write(note)
+	return b.Bytes()
 }

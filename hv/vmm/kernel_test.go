@@ -1,4 +1,4 @@
-package qemu
+package vmm
 
 import (
 	"encoding/binary"
@@ -11,7 +11,7 @@ import (
 )
 
 func TestCheckKernel(t *testing.T) {
-	sound := trialKernel()
+	sound := PVHKernel([]byte{0xf4})
 	change := func(f func(b []byte)) []byte {
 		b := append([]byte(nil), sound...)
 		f(b)
@@ -39,14 +39,14 @@ func TestCheckKernel(t *testing.T) {
 		if err := os.WriteFile(path, test.b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := checkKernel(path); (err == nil) != test.ok || err != nil && !errors.Is(err, hv.ErrInvalidSpec) {
-			t.Errorf("checkKernel(%s) = %v, want ok %v", test.name, err, test.ok)
+		if err := CheckKernel(path); (err == nil) != test.ok || err != nil && !errors.Is(err, hv.ErrInvalidSpec) {
+			t.Errorf("CheckKernel(%s) = %v, want ok %v", test.name, err, test.ok)
 		}
 	}
 }
 
 func FuzzHasPVHNote(f *testing.F) {
-	kernel := trialKernel()
+	kernel := PVHKernel([]byte{0xf4})
 	f.Add(kernel[len(kernel)-24:])
 	f.Add([]byte{})
 	f.Add(make([]byte, 100))
