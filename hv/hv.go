@@ -238,6 +238,14 @@ type VM interface {
 	Detach() error
 }
 
+// Meter is a VM whose driver counts what its devices do.
+type Meter interface {
+	// Counters returns by device and name what was counted since the machine was
+	// launched. Names and units are the VMM's. A value may be the largest of its
+	// type, which says that nothing was measured.
+	Counters(ctx context.Context) (map[string]map[string]uint64, error)
+}
+
 // Transport opens streams to the agent in the guest. Streams carry no half
 // close: a protocol on them must mark its own ends.
 type Transport interface {
