@@ -51,6 +51,7 @@ func arrows() map[string][]string {
 		"hv/vmm":                     {"hv"},
 		"hv/transport":               {"hv", "guest/wire"}, // the serial link's framing is the south contract's
 		"hv/qemu":                    {"hv", "hv/vmm", "hv/transport", "guest/wire"},
+		"hv/cloudhypervisor":         {"hv", "hv/vmm", "hv/transport"},
 		"hv/hvtest":                  {"hv", "hv/vmm", "guest/wire", "initramfs", "hv/hvtest/guest"},
 		"hv/hvtest/guest":            {"guest/wire"},
 		"hv/hvtest/guest/init":       {"guest/wire", "hv/hvtest/guest"},

@@ -1,0 +1,159 @@
+package cloudhypervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/vmm"
+)
+
+// Names of the files in an incarnation's directory, beside those of vmm.
+const (
+	apiSocket     = "api.sock"
+	apiLock       = "api.sock.lock" // made beside the socket, from version 53 on
+	eventsFile    = "events.json"
+	logFile       = "vmm.log"
+	ioDir         = "io"
+	consoleSocket = "io/console.sock"
+	agentSocket   = "io/agent.sock"
+)
+
+// longestSocket is the longest of the socket names.
+const longestSocket = consoleSocket
+
+// maxCmdline is COMMAND_LINE_SIZE of x86 Linux less the terminating zero byte.
+const maxCmdline = 2047
+
+// ownFiles lists what a machine makes in its directory.
+func ownFiles() []string {
+	return append(sockets(), ioDir, vmm.RecordFile, vmm.ExitFile, eventsFile, logFile)
+}
+
+// sockets lists those of ownFiles that a machine that has ended leaves none of.
+func sockets() []string {
+	return []string{consoleSocket, consoleSocket + ".lock", agentSocket, apiSocket, apiLock}
+}
+
+// check wants a machine that this driver can run on this host. It starts
+// nothing and changes nothing.
+func check(spec *hv.Spec, f *findings) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	if n := len(spec.Dir) + 1 + len(longestSocket); n > hv.MaxSocketPath {
+		return fmt.Errorf("%w: directory %s is too long: its sockets would have paths of %d bytes, at most %d are possible",
+			hv.ErrInvalidSpec, spec.Dir, n, hv.MaxSocketPath)
+	}
+	if strings.ContainsAny(spec.Dir, `,[]"`) {
+		return fmt.Errorf("%w: directory %s: the characters , [ ] and \" have a meaning in Cloud Hypervisor's options", hv.ErrInvalidSpec, spec.Dir)
+	}
+	body, err := json.Marshal(newConfig(spec, f))
+	if err != nil {
+		return err
+	}
+	limits := []struct {
+		what     string
+		got, max int
+	}{
+		{"vCPUs", spec.VCPUs, f.caps.MaxVCPUs},
+		{"disks", len(spec.Disks), f.caps.MaxDisks},
+		{"NICs", len(spec.NICs), f.caps.MaxNICs},
+		{"bytes of kernel command line", len(cmdline(spec)), maxCmdline},
+		{"bytes of configuration", len(body), f.traits.maxBody},
+	}
+	for _, l := range limits {
+		if l.got > l.max {
+			return fmt.Errorf("%w: %d %s, at most %d are possible", hv.ErrInvalidSpec, l.got, l.what, l.max)
+		}
+	}
+	if spec.MemoryMiB < minMemoryMiB {
+		return fmt.Errorf("%w: %d MiB of memory, at least %d are needed", hv.ErrInvalidSpec, spec.MemoryMiB, minMemoryMiB)
+	}
+	if err := vmm.CheckDir(spec.Dir, ownFiles()); err != nil {
+		return err
+	}
+	if err := vmm.CheckKernel(spec.Kernel); err != nil {
+		return err
+	}
+	if spec.Initramfs != "" {
+		if err := vmm.CheckFile("initramfs", spec.Initramfs, os.O_RDONLY); err != nil {
+			return err
+		}
+	}
+	for _, d := range spec.Disks {
+		mode := os.O_RDWR
+		if d.ReadOnly {
+			mode = os.O_RDONLY
+		}
+		if err := vmm.CheckFile("disk", d.Path, mode); err != nil {
+			return err
+		}
+	}
+	for _, n := range spec.NICs {
+		// Cloud Hypervisor makes a TAP that is not there, attached to nothing.
+		if _, err := net.InterfaceByName(n.Tap); err != nil {
+			return fmt.Errorf("%w: tap %s: %w", hv.ErrInvalidSpec, n.Tap, err)
+		}
+	}
+	return checkLocks(spec.Disks)
+}
+
+// checkLocks says which of the disks another program has in a way that excludes
+// the use that is meant: with hv.ErrDiskInUse. The VMM locks them itself (F_OFD_SETLK
+// of fcntl(2)), but what it says of one that it cannot lock differs from version
+// to version.
+func checkLocks(disks []hv.Disk) error {
+	for _, d := range disks {
+		locked, err := isLocked(d)
+		if err != nil {
+			return fmt.Errorf("locks of disk %s: %w", d.Path, err)
+		}
+		if locked {
+			return fmt.Errorf("%w: %s: another machine has it, and one of the two means to write to it", hv.ErrDiskInUse, d.Path)
+		}
+	}
+	return nil
+}
+
+func isLocked(d hv.Disk) (bool, error) {
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if d.ReadOnly {
+		lock.Type = unix.F_RDLCK
+	}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+		if errors.Is(err, unix.EINVAL) {
+			return false, nil // a file system without locks
+		}
+		return false, err
+	}
+	return lock.Type != unix.F_UNLCK, nil
+}
+
+// argv returns the whole command. It holds what belongs to the process; the
+// machine is told to its API.
+func argv(spec *hv.Spec, f *findings) []string {
+	return []string{
+		f.caps.Binary,
+		"--api-socket", socketArgument(spec.Dir),
+		"--event-monitor", "path=" + filepath.Join(spec.Dir, eventsFile),
+		"--seccomp", "true",
+	}
+}
+
+// socketArgument is the argument that no other process has: Find knows the
+// machine of a directory by it.
+func socketArgument(dir string) string { return "path=" + filepath.Join(dir, apiSocket) }

@@ -1,0 +1,136 @@
+package cloudhypervisor
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// serve returns a client of a server in this process.
+func serve(t *testing.T, handler http.HandlerFunc) *client {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "api.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: handler}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	c := newClient(path, func(string) time.Duration { return 200 * time.Millisecond })
+	t.Cleanup(c.close)
+	return c
+}
+
+func TestClientRequest(t *testing.T) {
+	type request struct {
+		method, uri, length, body string
+		chunked, keeps, encoding  bool
+	}
+	var got request
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		got = request{r.Method, r.RequestURI, r.Header.Get("Content-Length"), string(b), len(r.TransferEncoding) > 0, !r.Close, r.Header.Get("Accept-Encoding") != ""}
+		if r.ContentLength != int64(len(b)) {
+			t.Errorf("length %d of a body of %d bytes", r.ContentLength, len(b))
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	for _, test := range []struct {
+		call func() error
+		want request
+	}{
+		{func() error { return c.put(t.Context(), opBoot, nil) }, request{method: "PUT", uri: "/api/v1/vm.boot", length: "0"}},
+		{func() error { return c.put(t.Context(), opCreate, consoleConfig{Mode: "Off"}) }, request{method: "PUT", uri: "/api/v1/vm.create", length: "14", body: `{"mode":"Off"}`}},
+		{func() error { return c.get(t.Context(), opInfo, nil) }, request{method: "GET", uri: "/api/v1/vm.info"}},
+	} {
+		if err := test.call(); err != nil || got != test.want {
+			t.Errorf("sent %+v, %v, want %+v", got, err, test.want)
+		}
+	}
+}
+
+func TestClientErrors(t *testing.T) {
+	tests := []struct {
+		name, body string
+		chain      []string
+		text       string
+	}{
+		{"chain", `["Error from API", "The VM could not boot", "no such file"]`, []string{"Error from API", "The VM could not boot", "no such file"}, `vm.boot: status 500: "Error from API: The VM could not boot: no such file"`},
+		{"no JSON", "{ \"error\": \"a\nb\" }", nil, `"{ \"error\": \"a\nb\" }"`},
+		{"another JSON", `{"error": "x"}`, nil, `"{\"error\": \"x\"}"`},
+		{"empty", "", nil, `status 500: ""`},
+		{"endless", strings.Repeat("x", 2*maxAnswer), nil, "xxx"},
+	}
+	for _, test := range tests {
+		c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			io.WriteString(w, test.body)
+		})
+		c.budget = func(string) time.Duration { return 10 * time.Second }
+		err := c.put(t.Context(), opBoot, nil)
+		var e *apiError
+		if !errors.As(err, &e) {
+			t.Errorf("%s: %v is no apiError", test.name, err)
+			continue
+		}
+		want := strings.NewReplacer("\n", `\n`).Replace(test.text)
+		if e.endpoint != opBoot || e.status != 500 || !slices.Equal(e.chain, test.chain) || !strings.Contains(err.Error(), want) || len(err.Error()) > 2*maxQuoted {
+			t.Errorf("%s: %.200q, want %s", test.name, err, want)
+		}
+	}
+}
+
+func TestClientWaits(t *testing.T) {
+	release := make(chan struct{})
+	c := serve(t, func(http.ResponseWriter, *http.Request) { <-release })
+	defer close(release)
+	err := c.put(t.Context(), opPause, nil)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "vm.pause: no answer in 200ms") {
+		t.Errorf("a silent server: %v, want DeadlineExceeded and the budget", err)
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.put(cancelled, opPause, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled call: %v, want Canceled", err)
+	}
+	// What is no answer at all.
+	garbage := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		io.WriteString(conn, "garbage\n")
+		conn.Close()
+	})
+	if err := garbage.get(t.Context(), opInfo, &info{}); err == nil {
+		t.Error("garbage was taken for an answer")
+	}
+	// And a 200 that does not hold what was asked for.
+	html := serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") })
+	if err := html.get(t.Context(), opInfo, &info{}); err == nil || !strings.Contains(err.Error(), "vm.info") {
+		t.Errorf("an answer that is no JSON: %v, want an error", err)
+	}
+}
+
+// TestClientCounters: the largest number says that nothing was measured.
+func TestClientCounters(t *testing.T) {
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"disk-a": {"read_latency_min": 18446744073709551615}}`)
+	})
+	var got map[string]map[string]uint64
+	if err := c.get(t.Context(), opCounters, &got); err != nil || got["disk-a"]["read_latency_min"] != 1<<64-1 {
+		t.Errorf("counters = %v, %v", got, err)
+	}
+}

@@ -1,0 +1,233 @@
+package cloudhypervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/volantvm/volant/hv"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// openAPIEnv names the file of Cloud Hypervisor's API description, of its
+// repository: vmm/src/api/openapi/cloud-hypervisor.yaml.
+const openAPIEnv = "VOLANT_CH_OPENAPI"
+
+// configs returns the configuration of every kind of machine that the driver
+// makes.
+func configs() map[string]vmConfig {
+	full := hv.Spec{
+		ID: "web-1", Dir: "/run/volant/vms/web/1", VCPUs: 2, MemoryMiB: 4096, Kernel: "/k/vmlinux,1", Initramfs: "/i/init[rd]",
+		Cmdline: []string{"volant.vm=web-1", "quiet=no"},
+		Disks: []hv.Disk{
+			{Serial: "volant-config", Path: "/d/config", ReadOnly: true},
+			{Serial: "data", Path: "/d/da,ta"},
+		},
+		NICs: []hv.NIC{{Tap: "tap7", MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}}},
+		CID:  9,
+	}
+	bare := hv.Spec{ID: "bare", Dir: "/run/volant/vms/bare/1", VCPUs: 1, MemoryMiB: 64, Kernel: "/k/vmlinux"}
+	return map[string]vmConfig{
+		"full":    newConfig(&full, &findings{landlock: true}),
+		"bare":    newConfig(&bare, &findings{landlock: true}),
+		"unbound": newConfig(&full, &findings{}),
+		"barest":  newConfig(&bare, &findings{}),
+	}
+}
+
+// TestConfig compares the configuration of a machine with a golden file.
+func TestConfig(t *testing.T) {
+	b, err := json.MarshalIndent(configs()["full"], "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, golden := string(b)+"\n", filepath.Join("testdata", "create.json")
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("vm.create is sent\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestConfigTooLarge: a server that takes no more of a request refuses it with
+// words about something else.
+func TestConfigTooLarge(t *testing.T) {
+	spec := scriptedSpec(t)
+	dir := t.TempDir()
+	for len(dir) < 3500 {
+		dir = filepath.Join(dir, strings.Repeat("d", 200))
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxDisks {
+		path := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		spec.Disks = append(spec.Disks, hv.Disk{Serial: fmt.Sprint("d", i), Path: path, ReadOnly: true})
+	}
+	f := &findings{caps: hv.Capabilities{MaxVCPUs: maxVCPUs, MaxDisks: maxDisks, MaxNICs: maxNICs}}
+	for major, ok := range map[int]bool{53: false, 54: true} {
+		f.traits = version{major: major}.traits()
+		if err := check(&spec, f); (err == nil) != ok || err != nil && !errors.Is(err, hv.ErrInvalidSpec) {
+			t.Errorf("check for version %d: %v, want ok %v", major, err, ok)
+		}
+	}
+}
+
+// TestRequests holds every body that the driver can send against the API
+// description, with unknown fields forbidden: Cloud Hypervisor ignores them.
+func TestRequests(t *testing.T) {
+	file := os.Getenv(openAPIEnv)
+	if file == "" {
+		t.Skipf("%s does not name Cloud Hypervisor's API description", openAPIEnv)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc map[string]any
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		t.Fatal(err)
+	}
+	api := description{at(doc, "components", "schemas")}
+	schema := at(doc, "paths", "/vm.create", "put", "requestBody", "content", "application/json", "schema")
+	for name, config := range configs() {
+		for _, fault := range api.check(schema, encode(t, config), name) {
+			t.Error(fault)
+		}
+	}
+	for op, method := range map[string]string{
+		opPing: "get", opQuit: "put", opCreate: "put", opBoot: "put", opInfo: "get", opCounters: "get", opPause: "put", opResume: "put", opButton: "put",
+	} {
+		call := at(doc, "paths", "/"+op, method)
+		if _, body := call["requestBody"]; len(call) == 0 || body != (op == opCreate) {
+			t.Errorf("%s %s: there is no such call, or it takes another body", method, op)
+		}
+	}
+	// The check itself must find what is wrong.
+	for name, change := range map[string]func(c map[string]any){
+		"unknown field":     func(c map[string]any) { c["memory"].(map[string]any)["sizee"] = 1 },
+		"field of an entry": func(c map[string]any) { c["disks"].([]any)[0].(map[string]any)["read_only"] = true },
+		"missing":           func(c map[string]any) { delete(c, "payload") },
+		"enum":              func(c map[string]any) { c["console"].(map[string]any)["mode"] = "off" },
+		"minimum":           func(c map[string]any) { c["vsock"].(map[string]any)["cid"] = 2.0 },
+		"type":              func(c map[string]any) { c["pvpanic"] = "true" },
+	} {
+		body := encode(t, configs()["full"]).(map[string]any)
+		change(body)
+		if errs := api.check(schema, body, "config"); len(errs) != 1 {
+			t.Errorf("%s: found %q, want one fault", name, errs)
+		}
+	}
+}
+
+// encode returns v as what its JSON decodes to.
+func encode(t *testing.T, v any) any {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out any
+	if err := json.Unmarshal(b, &out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// at walks down a document; what is not there is empty.
+func at(doc map[string]any, path ...string) map[string]any {
+	for _, name := range path {
+		doc, _ = doc[name].(map[string]any)
+	}
+	return doc
+}
+
+// description checks values against the part of OpenAPI 3.0 schemas that Cloud
+// Hypervisor's uses.
+type description struct{ schemas map[string]any }
+
+// check returns what is wrong with v, naming the place.
+func (d description) check(schema map[string]any, v any, place string) []string {
+	if ref, ok := schema["$ref"].(string); ok {
+		schema = at(d.schemas, ref[strings.LastIndexByte(ref, '/')+1:])
+	}
+	wrong := func(format string, args ...any) []string {
+		return []string{place + ": " + fmt.Sprintf(format, args...)}
+	}
+	if enum, ok := schema["enum"].([]any); ok {
+		for _, e := range enum {
+			if e == v {
+				return nil
+			}
+		}
+		return wrong("%v is none of %v", v, enum)
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		if schema["type"] != "object" {
+			return wrong("an object, want %v", schema["type"])
+		}
+		var errs []string
+		properties := at(schema, "properties")
+		for name, value := range v {
+			if property, ok := properties[name].(map[string]any); ok {
+				errs = append(errs, d.check(property, value, place+"."+name)...)
+			} else {
+				errs = append(errs, wrong("unknown field %s", name)...)
+			}
+		}
+		required, _ := schema["required"].([]any)
+		for _, name := range required {
+			if _, ok := v[name.(string)]; !ok {
+				errs = append(errs, wrong("%s is missing", name)...)
+			}
+		}
+		return errs
+	case []any:
+		if schema["type"] != "array" {
+			return wrong("an array, want %v", schema["type"])
+		}
+		var errs []string
+		for i, value := range v {
+			errs = append(errs, d.check(at(schema, "items"), value, fmt.Sprintf("%s[%d]", place, i))...)
+		}
+		return errs
+	case string:
+		if schema["type"] != "string" {
+			return wrong("a string, want %v", schema["type"])
+		}
+	case bool:
+		if schema["type"] != "boolean" {
+			return wrong("a boolean, want %v", schema["type"])
+		}
+	case float64:
+		if schema["type"] != "integer" || v != float64(int64(v)) {
+			return wrong("the number %v, want %v", v, schema["type"])
+		}
+		if minimum, ok := schema["minimum"].(int); ok && v < float64(minimum) {
+			return wrong("%v is below %d", v, minimum)
+		}
+	default:
+		return wrong("%T", v)
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+package cloudhypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/vmm"
+)
+
+const (
+	// startTimeout bounds the time until the guest runs, some 30 ms on an idle
+	// machine, when Launch's context has no earlier end.
+	startTimeout = 2 * time.Minute
+	// undoTimeout bounds the wait for a process that got SIGKILL.
+	undoTimeout = 10 * time.Second
+)
+
+// errUnfinished is why a machine ends that a daemon left before its boot.
+var errUnfinished = errors.New("its launch was never finished")
+
+func withStartTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("the machine did not run after %v: %w", startTimeout, context.DeadlineExceeded))
+}
+
+// Launch implements hv.Driver.
+func (d *Driver) Launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
+	f, err := d.probe(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cloud-hypervisor: launch %s: %w", spec.ID, err)
+	}
+	m, err := d.launch(ctx, &spec, f)
+	if err != nil {
+		return nil, fmt.Errorf("cloud-hypervisor: launch %s: %w", spec.ID, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) launch(ctx context.Context, spec *hv.Spec, f *findings) (*machine, error) {
+	if err := check(spec, f); err != nil {
+		return nil, err
+	}
+	ctx, cancel := withStartTimeout(ctx)
+	defer cancel()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	_, err := os.Lstat(spec.ConsoleLog)
+	freshConsole := errors.Is(err, fs.ErrNotExist)
+	m, proc, err := d.start(ctx, spec, f)
+	if err == nil {
+		return m, nil
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // what it broke off is of no interest
+	} else if said := strings.TrimSpace(string(vmm.Tail(filepath.Join(spec.Dir, logFile), 1024))); said != "" {
+		err = fmt.Errorf("%w; Cloud Hypervisor said: %q", err, said)
+	}
+	if freshConsole {
+		defer func() { err = errors.Join(err, vmm.RemoveIfThere(spec.ConsoleLog)) }()
+	}
+	err = errors.Join(err, undo(spec.Dir, m, proc))
+	if locked := checkLocks(spec.Disks); ctx.Err() == nil && errors.Is(locked, hv.ErrDiskInUse) {
+		err = fmt.Errorf("%w (%w)", locked, err) // somebody was faster
+	}
+	return nil, err
+}
+
+// start runs Cloud Hypervisor, tells it of the machine and boots that. On error
+// it returns what there is to undo.
+func (d *Driver) start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Process, error) {
+	boot, err := vmm.BootID()
+	if err != nil {
+		return nil, nil, err
+	}
+	args := argv(spec, f)
+	rec := hv.Record{
+		Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, ID: spec.ID, Dir: spec.Dir,
+		BootID: boot, ArgvSHA256: vmm.HashArgv(args),
+		Channel: hv.ChannelVsock, ConsoleLog: spec.ConsoleLog, ConsoleLimit: spec.ConsoleLimit, CID: spec.CID,
+	}
+	env, err := vmm.Environment(rec)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := os.Mkdir(filepath.Join(spec.Dir, ioDir), 0o700); err != nil {
+		return nil, nil, err
+	}
+	log, err := os.OpenFile(filepath.Join(spec.Dir, logFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	proc, err := vmm.Start(args, env, log)
+	err = errors.Join(err, log.Close())
+	if err != nil {
+		return nil, proc, err
+	}
+	rec.PID, rec.StartTime = proc.PID(), proc.StartTime()
+	if err := vmm.WriteRecord(rec); err != nil {
+		return nil, proc, err
+	}
+	api, err := d.reach(ctx, rec, proc)
+	if err != nil {
+		return nil, proc, err
+	}
+	if err := api.put(ctx, opCreate, newConfig(spec, f)); err != nil {
+		api.close()
+		return nil, proc, err
+	}
+	// Version 52 drops what the guest says before somebody listens, so that the
+	// console comes before the boot.
+	screen, err := dialConsole(spec.Dir)
+	if err != nil {
+		api.close()
+		return nil, proc, fmt.Errorf("console: %w", err)
+	}
+	m, err := take(rec, proc, api, screen, true)
+	if err != nil {
+		api.close()
+		return nil, proc, errors.Join(err, screen.Close())
+	}
+	if err := api.put(ctx, opBoot, nil); err != nil {
+		return m, proc, err
+	}
+	m.mu.Lock()
+	m.launching = false
+	m.mu.Unlock()
+	return m, proc, nil
+}
+
+// reach waits until the API answers, and wants it to be that of proc.
+func (d *Driver) reach(ctx context.Context, rec hv.Record, proc *vmm.Process) (*client, error) {
+	api := newClient(filepath.Join(rec.Dir, apiSocket), d.budget)
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		var p ping
+		err := api.get(ctx, opPing, &p)
+		switch {
+		case err == nil && p.PID != proc.PID():
+			api.close()
+			return nil, fmt.Errorf("the API of process %d is served by process %d", proc.PID(), p.PID)
+		case err != nil && !vmm.NotListening(err):
+			api.close()
+			if ended(proc, err) {
+				err = fmt.Errorf("it ended at once: %s", proc.Status())
+			}
+			return nil, err
+		case err == nil:
+			return api, nil
+		}
+		select {
+		case <-proc.Done():
+			api.close()
+			return nil, fmt.Errorf("it ended at once: %s", proc.Status())
+		case <-ctx.Done():
+			api.close()
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// ended says whether err, of a call, came of the end of the process, whose
+// connections break a moment before it has ended.
+func ended(proc *vmm.Process, err error) bool {
+	var refused *apiError
+	wait := time.Duration(0)
+	if !errors.As(err, &refused) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		wait = quitTimeout
+	}
+	select {
+	case <-proc.Done():
+		return true
+	case <-time.After(wait):
+		return false
+	}
+}
+
+// undo ends what start began. The context of the launch may be over, so it has
+// a time limit of its own.
+func undo(dir string, m *machine, proc *vmm.Process) error {
+	var err error
+	if proc != nil {
+		err = proc.Kill()
+		limit := time.After(undoTimeout)
+		select {
+		case <-proc.Done():
+		case <-limit:
+			err = errors.Join(err, fmt.Errorf("process %d did not end after SIGKILL", proc.PID()))
+		}
+		if m != nil {
+			// It has seen the end too, and let go of everything.
+			select {
+			case <-m.over:
+			case <-limit:
+			}
+		}
+		proc.Close()
+	}
+	for _, name := range ownFiles() {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))
+	}
+	return err
+}
+
+// Attach implements hv.Driver.
+func (d *Driver) Attach(ctx context.Context, rec hv.Record) (hv.VM, error) {
+	m, err := d.attach(ctx, rec)
+	if err != nil {
+		return nil, fmt.Errorf("cloud-hypervisor: attach %s: %w", rec.ID, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) attach(ctx context.Context, rec hv.Record) (*machine, error) {
+	if rec.Driver != Name {
+		return nil, fmt.Errorf("%w: the record is of driver %q", hv.ErrUnsupported, rec.Driver)
+	}
+	proc, err := vmm.Verify(rec)
+	if err != nil {
+		return nil, gone(rec.Dir, err)
+	}
+	ctx, cancel := withStartTimeout(ctx)
+	defer cancel()
+	api, err := d.reach(ctx, rec, proc)
+	if err == nil {
+		screen, cerr := dialConsole(rec.Dir)
+		if cerr != nil {
+			screen = nil // there is none yet, if the launch was broken off
+		}
+		var m *machine
+		if m, err = take(rec, proc, api, screen, false); err == nil {
+			m.look()
+			return m, nil
+		}
+		api.close()
+		if screen != nil {
+			err = errors.Join(err, screen.Close())
+		}
+	}
+	select {
+	case <-proc.Done():
+		err = gone(rec.Dir, fmt.Errorf("%w: %w", hv.ErrGone, err))
+	default:
+	}
+	proc.Close()
+	return nil, err
+}
+
+// gone adds to an ErrGone what the directory tells of the machine's end.
+func gone(dir string, err error) error {
+	if !errors.Is(err, hv.ErrGone) {
+		return err
+	}
+	if exit, xerr := vmm.ReadExit(dir); xerr == nil {
+		return fmt.Errorf("%w: %w", &hv.GoneError{Exit: exit}, err)
+	}
+	if exit, ok := readJournal(dir); ok {
+		return fmt.Errorf("%w: %w", &hv.GoneError{Exit: believe(dir, exit)}, err)
+	}
+	if exit, ok := orderly(dir); ok {
+		return fmt.Errorf("%w: %w", &hv.GoneError{Exit: exit}, err)
+	}
+	return err
+}
+
+// Find implements hv.Driver.
+func (d *Driver) Find(ctx context.Context, dir string) (hv.Record, error) {
+	rec, err := vmm.Find(ctx, Name, dir, func(argv []string) bool { return slices.Contains(argv, socketArgument(dir)) })
+	if err != nil {
+		return hv.Record{}, fmt.Errorf("cloud-hypervisor: find the machine of %s: %w", dir, gone(dir, err))
+	}
+	return rec, nil
+}
