@@ -67,19 +67,20 @@ func flagTable(t *testing.T) string {
 // TestEnvironment checks that each variable does what its flag does.
 func TestEnvironment(t *testing.T) {
 	for env, c := range map[string]struct{ value, flag string }{
-		"VOLANT_DATA_DIR":     {"/d", "--data-dir"},
-		"VOLANT_RUNTIME_DIR":  {"/r", "--runtime-dir"},
-		"VOLANT_SOCKET":       {"/s", "--listen"},
-		"VOLANT_API_LISTEN":   {"/s", "--listen"},
-		"VOLANT_BRIDGE":       {"br", "--bridge"},
-		"VOLANT_SUBNET":       {"10.0.0.0/8", "--subnet"},
-		"VOLANT_HOST_IP":      {"10.0.0.1", "--host-ip"},
-		"VOLANT_DNS":          {"192.0.2.1,192.0.2.2", "--dns"},
-		"VOLANT_HYPERVISOR":   {"qemu", "--hypervisor"},
-		"VOLANT_QEMU":         {"/q", "--qemu"},
-		"VOLANT_BOOT_TIMEOUT": {"3s", "--boot-timeout"},
-		"VOLANT_LOG_LEVEL":    {"warn", "--log-level"},
-		"VOLANT_LOG_FORMAT":   {"json", "--log-format"},
+		"VOLANT_DATA_DIR":         {"/d", "--data-dir"},
+		"VOLANT_RUNTIME_DIR":      {"/r", "--runtime-dir"},
+		"VOLANT_SOCKET":           {"/s", "--listen"},
+		"VOLANT_API_LISTEN":       {"/s", "--listen"},
+		"VOLANT_BRIDGE":           {"br", "--bridge"},
+		"VOLANT_SUBNET":           {"10.0.0.0/8", "--subnet"},
+		"VOLANT_HOST_IP":          {"10.0.0.1", "--host-ip"},
+		"VOLANT_DNS":              {"192.0.2.1,192.0.2.2", "--dns"},
+		"VOLANT_HYPERVISOR":       {"qemu", "--hypervisor"},
+		"VOLANT_QEMU":             {"/q", "--qemu"},
+		"VOLANT_CLOUD_HYPERVISOR": {"/c", "--cloud-hypervisor"},
+		"VOLANT_BOOT_TIMEOUT":     {"3s", "--boot-timeout"},
+		"VOLANT_LOG_LEVEL":        {"warn", "--log-level"},
+		"VOLANT_LOG_FORMAT":       {"json", "--log-format"},
 	} {
 		t.Run(env, func(t *testing.T) {
 			parse := func(args ...string) (g grammar) {

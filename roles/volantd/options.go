@@ -22,12 +22,15 @@ type Options struct {
 	Subnet     netip.Prefix // of the bridge; IPv4
 	HostIP     netip.Addr   // the host's address in Subnet
 	DNS        []netip.Addr // of guests; nil: those of the host that a guest can reach
-	Hypervisor string       // "auto" or "qemu"
+	Hypervisor string       // "auto", "cloud-hypervisor" or "qemu"; empty: auto
 	QEMU       string       // path of the binary; empty: looked up in PATH
 	Registry   oci.Registry // how registries of images are spoken to
 	ImageCap   int64        // bytes that images may take; 0 for any amount
 	Version    string
 	Log        *slog.Logger // nil discards
+
+	// CloudHypervisor is the path of its binary; empty: looked up in PATH.
+	CloudHypervisor string
 
 	// AgentBinary is what becomes /init in guests; empty: this executable. Tests
 	// of a test binary set it.
@@ -72,12 +75,8 @@ func (o *Options) check() error {
 	if o.Listen == "" {
 		o.Listen = "unix://" + filepath.Join(o.RuntimeDir, "volantd.sock")
 	}
-	switch o.Hypervisor {
-	case "", "auto", "qemu":
-	case "cloud-hypervisor":
-		return fmt.Errorf("hypervisor cloud-hypervisor: this version does not have it yet; use qemu")
-	default:
-		return fmt.Errorf("hypervisor %q is not known; use auto or qemu", o.Hypervisor)
+	if err := checkHypervisor(o.Hypervisor); err != nil {
+		return err
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

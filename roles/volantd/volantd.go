@@ -37,8 +37,9 @@ type grammar struct {
 	Subnet     string        `help:"IPv4 network of the bridge (default: ${default})." env:"VOLANT_SUBNET" default:"192.168.127.0/24" placeholder:"CIDR"`
 	HostIP     string        `name:"host-ip" help:"The host's address in it (default: the first one)." env:"VOLANT_HOST_IP" placeholder:"ADDR"`
 	DNS        []string      `name:"dns" help:"Nameservers of VMs (default: those of the host's resolv.conf that a VM can reach)." env:"VOLANT_DNS" placeholder:"ADDR"`
-	Hypervisor string        `help:"What runs new VMs: ${enum} (default: ${default}; cloud-hypervisor is refused by this version)." env:"VOLANT_HYPERVISOR" enum:"auto,qemu,cloud-hypervisor" default:"auto" placeholder:"NAME"`
+	Hypervisor string        `help:"What runs new VMs: ${enum} (default: ${default}, which is cloud-hypervisor where it works, else qemu)." env:"VOLANT_HYPERVISOR" enum:"auto,cloud-hypervisor,qemu" default:"auto" placeholder:"NAME"`
 	QEMU       string        `name:"qemu" help:"Path of qemu-system-x86_64 (default: looked up in PATH)." env:"VOLANT_QEMU" placeholder:"PATH"`
+	CH         string        `name:"cloud-hypervisor" help:"Path of cloud-hypervisor (default: looked up in PATH)." env:"VOLANT_CLOUD_HYPERVISOR" placeholder:"PATH"`
 	Boot       time.Duration `name:"boot-timeout" help:"How long a guest may take to start its workload before its start has failed (default: ${default})." env:"VOLANT_BOOT_TIMEOUT" default:"90s" placeholder:"TIME"`
 	Mirrors    []string      `name:"registry-mirror" help:"Ask MIRROR (HOST[:PORT][/PATH]) for images before REGISTRY; may be given several times." env:"VOLANT_REGISTRY_MIRRORS" placeholder:"REGISTRY=MIRROR"`
 	PlainHTTP  []string      `name:"plain-http" help:"Speak to REGISTRY (HOST[:PORT]), which may be a mirror, without TLS; may be given several times." env:"VOLANT_PLAIN_HTTP" placeholder:"REGISTRY"`
@@ -95,7 +96,7 @@ func (g *grammar) parser(stdout, stderr io.Writer, version string) (*kong.Kong, 
 func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 	opt := Options{
 		DataDir: g.DataDir, RuntimeDir: g.RuntimeDir, Listen: g.Listen, Bridge: g.Bridge,
-		Hypervisor: g.Hypervisor, QEMU: g.QEMU, BootTimeout: g.Boot, Version: version,
+		Hypervisor: g.Hypervisor, QEMU: g.QEMU, CloudHypervisor: g.CH, BootTimeout: g.Boot, Version: version,
 	}
 	if g.Boot <= 0 {
 		return opt, fmt.Errorf("--boot-timeout: %v is not a duration above 0s", g.Boot)

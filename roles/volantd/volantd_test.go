@@ -208,21 +208,20 @@ func TestRefuses(t *testing.T) {
 		status int
 		want   string
 	}{
-		"unknown flag":     {[]string{"--brige", "x"}, exitUsage, "hint: volantd --help"},
-		"subnet":           {[]string{"--subnet", "192.168.127.0"}, exitUsage, "not an IPv4 network"},
-		"IPv6 subnet":      {[]string{"--subnet", "fd00::/64"}, exitUsage, "not an IPv4 network"},
-		"host elsewhere":   {[]string{"--host-ip", "10.0.0.1"}, exitUsage, "not an address in 192.168.127.0/24"},
-		"nameserver":       {[]string{"--dns", "example.org"}, exitUsage, "not an IPv4 address"},
-		"boot timeout":     {[]string{"--boot-timeout", "0s"}, exitUsage, "not a duration above 0s"},
-		"log level":        {[]string{"--log-level", "loud"}, exitUsage, "must be one of"},
-		"hypervisor":       {[]string{"--hypervisor", "xen"}, exitUsage, "must be one of"},
-		"cloud-hypervisor": {[]string{"--hypervisor", "cloud-hypervisor"}, exitFailed, "does not have it yet"},
-		"relative folder":  {[]string{"--data-dir", "data"}, exitFailed, "must be absolute"},
-		"tcp":              {[]string{"--listen", "tcp://0.0.0.0:7777"}, exitFailed, "TLS and tokens"},
-		"host and port":    {[]string{"--listen", "0.0.0.0:7777"}, exitFailed, "TLS and tokens"},
-		"no socket":        {[]string{"--socket", file}, exitFailed, "not a socket"},
-		"no folder":        {[]string{"--data-dir", file}, exitFailed, "not a directory"},
-		"bridge":           {[]string{"--bridge", "a-name-that-is-too-long"}, exitFailed, "bridge"},
+		"unknown flag":    {[]string{"--brige", "x"}, exitUsage, "hint: volantd --help"},
+		"subnet":          {[]string{"--subnet", "192.168.127.0"}, exitUsage, "not an IPv4 network"},
+		"IPv6 subnet":     {[]string{"--subnet", "fd00::/64"}, exitUsage, "not an IPv4 network"},
+		"host elsewhere":  {[]string{"--host-ip", "10.0.0.1"}, exitUsage, "not an address in 192.168.127.0/24"},
+		"nameserver":      {[]string{"--dns", "example.org"}, exitUsage, "not an IPv4 address"},
+		"boot timeout":    {[]string{"--boot-timeout", "0s"}, exitUsage, "not a duration above 0s"},
+		"log level":       {[]string{"--log-level", "loud"}, exitUsage, "must be one of"},
+		"hypervisor":      {[]string{"--hypervisor", "xen"}, exitUsage, "must be one of"},
+		"relative folder": {[]string{"--data-dir", "data"}, exitFailed, "must be absolute"},
+		"tcp":             {[]string{"--listen", "tcp://0.0.0.0:7777"}, exitFailed, "TLS and tokens"},
+		"host and port":   {[]string{"--listen", "0.0.0.0:7777"}, exitFailed, "TLS and tokens"},
+		"no socket":       {[]string{"--socket", file}, exitFailed, "not a socket"},
+		"no folder":       {[]string{"--data-dir", file}, exitFailed, "not a directory"},
+		"bridge":          {[]string{"--bridge", "a-name-that-is-too-long"}, exitFailed, "bridge"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := start(t, dir, nil, c.args...)

@@ -13,7 +13,6 @@ import (
 	"github.com/volantvm/volant/daemon"
 	"github.com/volantvm/volant/daemon/httpapi"
 	"github.com/volantvm/volant/daemon/netdev"
-	"github.com/volantvm/volant/hv/qemu"
 	"github.com/volantvm/volant/ipam"
 	"github.com/volantvm/volant/store"
 )
@@ -71,8 +70,9 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	driver, others := chooseDriver(ctx, opt)
 	d, err := daemon.New(daemon.Config{
-		Store: st, Driver: qemu.New(qemu.Config{Binary: opt.QEMU}), Network: network{nd, opt.Log}, Pool: pool,
+		Store: st, Driver: driver, Others: others, Network: network{nd, opt.Log}, Pool: pool,
 		Bridge: opt.Bridge, Nameservers: opt.DNS, DataDir: opt.DataDir, RuntimeDir: opt.RuntimeDir, AgentBinary: opt.AgentBinary,
 		Version: opt.Version, Listen: "unix:" + ln.Addr().String(), BootTimeout: opt.BootTimeout, Log: opt.Log,
 		Images: images{&opt.Registry}, ImageCap: opt.ImageCap,
