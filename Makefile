@@ -14,10 +14,10 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # After a plain "su", Debian's root has no sbin.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help build install demo test lint bench kernels generate fuzz clean
+.PHONY: help build install demo test test-ch lint bench kernels generate fuzz clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 build: ## bin/volant and the links to its roles
 	@echo "building bin/volant $(VERSION) (the first time takes a minute or two) ..."
@@ -32,6 +32,9 @@ demo: ## boot a real microVM from nothing and show it answering
 test: ## every test, with real VMs; fails if a test that can run here is skipped
 	@testdata/deps.sh test
 	@testdata/test.sh
+
+test-ch: ## the VM tests on the Cloud Hypervisor of this machine, if it has one
+	@testdata/test-ch.sh
 
 lint: ## gofmt, vet, staticcheck
 	@testdata/lint.sh

@@ -576,7 +576,7 @@ func TestWithoutQEMU(t *testing.T) {
 		{"too old", old, "5.2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			h.env = []string{"VOLANT_QEMU=" + c.qemu}
+			h.env = []string{"VOLANT_HYPERVISOR=qemu", "VOLANT_QEMU=" + c.qemu}
 			h.start()
 			h.install()
 			if out := h.volar("system", "info"); !strings.Contains(out, c.want) {

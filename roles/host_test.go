@@ -138,11 +138,15 @@ func volantdKilledAfter(n int) int {
 func needVMs(t testing.TB) {
 	t.Helper()
 	missing := ""
-	switch _, err := exec.LookPath("qemu-system-x86_64"); {
+	vmm := "qemu-system-x86_64"
+	if os.Getenv("VOLANT_TEST_HYPERVISOR") == "cloud-hypervisor" {
+		vmm = "cloud-hypervisor" // VOLANT_HYPERVISOR, which every volantd sees, says the same
+	}
+	switch _, err := exec.LookPath(vmm); {
 	case os.Getuid() != 0:
 		missing = "root"
 	case err != nil:
-		missing = "qemu-system-x86_64"
+		missing = vmm
 	case os.Getenv("VOLANT_TEST_KERNEL") == "":
 		missing = "a guest kernel in VOLANT_TEST_KERNEL (make test sets it)"
 	}
@@ -373,7 +377,8 @@ func (h *host) vmms() []int {
 	}
 	for _, file := range dirs {
 		line, err := os.ReadFile(file)
-		if err != nil || !bytes.Contains(line, []byte("qemu-system")) || !bytes.Contains(line, []byte(h.dir+"/run/")) {
+		vmm := bytes.Contains(line, []byte("qemu-system")) || bytes.Contains(line, []byte("cloud-hypervisor"))
+		if err != nil || !vmm || !bytes.Contains(line, []byte(h.dir+"/run/")) {
 			continue
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))

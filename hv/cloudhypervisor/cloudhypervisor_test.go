@@ -27,7 +27,11 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if binary := os.Getenv(daemonEnv); binary != "" {
-		if err := hvtest.BeDaemon(scriptedDriver(binary), os.Stdin, os.Stdout); err != nil {
+		d := scriptedDriver(binary)
+		if binary == realBinary {
+			d = realDriver()
+		}
+		if err := hvtest.BeDaemon(d, os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -1,9 +1,7 @@
 package qemu_test
 
 import (
-	"bytes"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +18,6 @@ import (
 	"github.com/volantvm/volant/hv/hvtest"
 	"github.com/volantvm/volant/hv/qemu"
 	"github.com/volantvm/volant/hv/vmm"
-	"github.com/volantvm/volant/initramfs"
 )
 
 // daemonEnv makes the test binary a daemon for hvtest.Orphan.
@@ -62,35 +59,7 @@ func newBench(t testing.TB) *bench {
 	if kernel == "" {
 		need(t, "VOLANT_TEST_KERNEL does not name a kernel (make kernels builds one)")
 	}
-	dir := t.TempDir()
-	program := filepath.Join(dir, "init")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "../hvtest/guest/init")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the guest: %v\n%s", err, out)
-	}
-	b, err := os.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var a initramfs.Archive
-	for _, e := range []initramfs.Entry{
-		{Name: "init", Mode: 0o755, Data: b},
-		{Name: "dev/console", Mode: fs.ModeDevice | fs.ModeCharDevice | 0o600, Major: 5, Minor: 1},
-	} {
-		if err := a.Add(e); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var buf bytes.Buffer
-	if _, err := a.WriteTo(&buf); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "initramfs")
-	if err := os.WriteFile(path, buf.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return &bench{kernel: kernel, initramfs: path}
+	return &bench{kernel: kernel, initramfs: hvtest.Initramfs(t)}
 }
 
 // spec returns a machine with a directory of its own.

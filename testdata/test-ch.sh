@@ -1,0 +1,21 @@
+#!/bin/bash
+# test-ch.sh - the drivers' suite and the end-to-end tests, on the Cloud
+# Hypervisor of this host: for machines that have one, and a KVM that works.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+[ "$(id -u)" = 0 ] || { echo "test-ch: not root: VM tests make network namespaces; run as root" >&2; exit 1; }
+binary=$(command -v cloud-hypervisor) || {
+	echo "test-ch: cloud-hypervisor is not in PATH: put the static binary of its releases there (53 or newer)" >&2
+	exit 1
+}
+[ -w /dev/kvm ] || { echo "test-ch: /dev/kvm is not there, or not for us: Cloud Hypervisor needs KVM" >&2; exit 1; }
+echo "== $("$binary" --version)"
+
+testdata/deps.sh test
+. testdata/kernels.sh
+export VOLANT_TEST_ALL=1 VOLANT_TEST_HYPERVISOR=cloud-hypervisor VOLANT_HYPERVISOR=cloud-hypervisor
+echo "== suite"
+go test -count=1 -timeout 30m "$@" ./hv/cloudhypervisor
+echo "== end to end"
+go test -count=1 -timeout 60m "$@" ./roles
