@@ -90,7 +90,7 @@ func TestVolumes(t *testing.T) {
 	}
 
 	// Volumes stay when their VMs go.
-	if list, err := d.Volumes(ctx); err != nil || len(list) != 2 || list[0].VMs != nil && len(list[0].VMs) > 0 {
+	if list, err := d.Volumes(ctx); err != nil || len(list) != 2 || len(list[0].VMs) > 0 {
 		t.Errorf("Volumes = %+v, %v", list, err)
 	}
 	for _, name := range []string{"data", "fresh"} {
