@@ -145,6 +145,7 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	vm.Name, vm.Status, vm.Desired = req.Name, api.VMPending, api.DesiredRunning
 	vm.CPUCores, vm.MemoryMB, vm.KernelCmdline, vm.Kernel = res.CPUCores, res.MemoryMB, req.KernelCmdline, m.Kernel
 	vm.Labels, vm.AutoRemove = api.MergeLabels(m.Labels, req.Labels), req.AutoRemove
+	vm.Attach = req.Attach
 	if m.Workload != nil {
 		vm.TTY, vm.Stdin = m.Workload.TTY, m.Workload.Stdin
 	}

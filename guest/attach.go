@@ -28,8 +28,8 @@ const (
 	// open input), and then goes on without it.
 	stallTimeout     = 10 * time.Second
 	stallInteractive = time.Minute
-	// holdTimeout is how long such a workload waits for the first client once
-	// hubBytes are full: whoever made it is about to attach.
+	// holdTimeout is how long such a workload, or one whose maker said so, waits
+	// for the first client once hubBytes are full.
 	holdTimeout = 10 * time.Second
 )
 
@@ -87,6 +87,9 @@ func newHub(log *slog.Logger, kill func(int, syscall.Signal) error) *hub {
 // interactive makes the hub that of a workload that was made for a client.
 func (h *hub) interactive() { h.stall, h.hold = stallInteractive, holdTimeout }
 
+// expect makes the hub that of a workload whose maker is about to attach.
+func (h *hub) expect() { h.hold = holdTimeout }
+
 // begin says that a process was started.
 func (h *hub) begin(io *streams, pid int) {
 	h.mu.Lock()
@@ -136,6 +139,8 @@ func (h *hub) add(stream stdio.Type, p []byte) {
 	for begun := time.Now(); h.bytes > hubBytes && len(h.chunks) > 1; {
 		slow, pos := h.slowest()
 		switch first := h.chunks[0]; {
+		case slow == nil && !h.seen && h.hold > 0 && h.hurried && h.bytes <= hubBytes+hubOverrun:
+			return // whoever was expected may still come
 		case slow != nil && pos < first.end() && h.hurried:
 			if h.bytes <= hubBytes+hubOverrun {
 				return

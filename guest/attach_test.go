@@ -266,3 +266,34 @@ func TestHubHolds(t *testing.T) {
 		}
 	})
 }
+
+// TestHubExpects has a workload whose maker is about to attach: nothing of what
+// it wrote is lost until then, also when it has ended meanwhile.
+func TestHubExpects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newTestHub()
+		h.expect()
+		time.AfterFunc(time.Second, h.finish)
+		want := 16 * 16 << 10
+		for range 16 {
+			h.add(stdio.Stdout, make([]byte, 16<<10))
+		}
+		h.end(stdio.ExitStatus{})
+		c, err := h.join()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		for {
+			_, data, over := h.next(c, nil)
+			if over != nil {
+				break
+			}
+			got += len(data)
+			h.advance(c, len(data))
+		}
+		if got != want {
+			t.Errorf("who came late was given %d bytes, want all %d", got, want)
+		}
+	})
+}

@@ -377,6 +377,8 @@ type started struct {
 func (k *kestrel) startWorkload() (*workload, *running, error) {
 	if k.boot.Workload.TTY || k.boot.Workload.Stdin {
 		k.hub.interactive()
+	} else if k.boot.Workload.Attach {
+		k.hub.expect()
 	}
 	group, err := newCgroup(k.sys, k.boot.Root != nil)
 	if err != nil {

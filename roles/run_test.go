@@ -228,6 +228,18 @@ exit 7`
 		}
 	})
 
+	t.Run("every line from the first on", func(t *testing.T) {
+		const lines = 20000
+		r := run("", "--rm", base, "sh", "-c", fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i; i=$((i+1)); done", lines))
+		var want strings.Builder
+		for i := range lines {
+			fmt.Fprintf(&want, "line %d\n", i)
+		}
+		if r.stdout != want.String() || r.code != 0 {
+			t.Errorf("run = %d and %d bytes, want 0 and %d\n%s", r.code, len(r.stdout), want.Len(), r.stderr)
+		}
+	})
+
 	t.Run("a terminal", func(t *testing.T) {
 		// script(1) gives volar a terminal of its own.
 		line := os.Getenv(envBinary) + " volar run --rm -it " + base + " sh"

@@ -121,6 +121,10 @@ type VMCreate struct {
 	Ports       []Port        `json:"ports,omitempty"`
 	Restart     *Restart      `json:"restart,omitempty"`
 	AutoRemove  bool          `json:"auto_remove,omitempty"`
+	// Attach says that the client is about to attach to the workload and wants
+	// all that it writes: the VM's first start waits a while for the client
+	// rather than lose the beginning.
+	Attach bool `json:"attach,omitempty"`
 }
 
 // VMFilter selects VMs. Zero values select all.

@@ -121,6 +121,9 @@ type WorkloadConfig struct {
 	// for those who attach (PathAttach); else that is /dev/null.
 	TTY   bool `json:"tty,omitempty"`
 	Stdin bool `json:"stdin,omitempty"`
+	// Attach says that somebody is about to attach, and wants all of the output:
+	// what is written before is held back rather than lost, for a while.
+	Attach bool `json:"attach,omitempty"`
 }
 
 // DefaultStopTimeout is the grace a workload has to exit after its stop signal.

@@ -85,6 +85,7 @@ func (cmd *runCmd) Run(c *cli) error {
 		}
 		return c.printNew(vm)
 	}
+	req.Attach = true
 	return c.foreground(cl, req)
 }
 

@@ -25,6 +25,8 @@ type VM struct {
 	WantKernel string
 	// Env is laid over the manifest's. It may hold secrets.
 	Env map[string]string
+	// Attach is api.VMCreate.Attach.
+	Attach bool
 	// Vsock is set for a VM without a NIC.
 	Vsock bool
 
