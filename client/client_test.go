@@ -98,6 +98,8 @@ func TestRoutes(t *testing.T) {
 	check("OpenAPI", bytes.Contains(doc, []byte(`"3.1.0"`)), err)
 	info, err := c.SystemInfo(ctx)
 	check("SystemInfo", info.Bridge == "vbr0", err)
+	doctor, err := c.Doctor(ctx)
+	check("Doctor", len(doctor.Hypervisors) == 2 && doctor.Hypervisors[0].Chosen, err)
 
 	install(t, c)
 	b, err := c.Blob(ctx, digest([]byte("archive")))

@@ -26,6 +26,12 @@ func (c *Client) SystemInfo(ctx context.Context) (info api.SystemInfo, err error
 	return info, err
 }
 
+// Doctor has the daemon look what can run VMs on its host.
+func (c *Client) Doctor(ctx context.Context) (doc api.Doctor, err error) {
+	_, err = c.call(ctx, request{method: http.MethodGet, path: "/system/doctor"}, nil, &doc)
+	return doc, err
+}
+
 // SystemSummary counts what there is.
 func (c *Client) SystemSummary(ctx context.Context) (sum api.SystemSummary, err error) {
 	_, err = c.call(ctx, request{method: http.MethodGet, path: "/system/summary"}, nil, &sum)

@@ -365,9 +365,7 @@ func (d *Daemon) driver(ctx context.Context) (hv.Driver, hv.Capabilities, error)
 	if known {
 		return d.cfg.Driver, caps, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	caps, err := d.cfg.Driver.Probe(ctx)
+	caps, err := d.probe(ctx, d.cfg.Driver)
 	if err != nil {
 		return nil, hv.Capabilities{}, unavailable(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/hv"
 )
 
 // SystemInfo says what this daemon is and runs on.
@@ -25,6 +26,35 @@ func (d *Daemon) SystemInfo(ctx context.Context) (api.SystemInfo, error) {
 		Accel: string(caps.Accel), Channel: string(caps.Channel), Notice: caps.Notice,
 	}
 	return info, nil
+}
+
+// Doctor looks what can run VMs here: each driver is probed.
+func (d *Daemon) Doctor(ctx context.Context) (api.Doctor, error) {
+	doc := api.Doctor{Hypervisors: []api.HypervisorCheck{}}
+	for _, drv := range append([]hv.Driver{d.cfg.Driver}, d.cfg.Others...) {
+		if drv == nil {
+			continue
+		}
+		c := api.HypervisorCheck{Name: drv.Name(), Chosen: drv == d.cfg.Driver}
+		caps, err := d.probe(ctx, drv)
+		if ctx.Err() != nil {
+			return api.Doctor{}, ctx.Err()
+		}
+		if err != nil {
+			c.Problem = err.Error()
+		} else {
+			c.Works, c.Version, c.Binary, c.Accel, c.Notice = true, caps.Version, caps.Binary, string(caps.Accel), caps.Notice
+		}
+		doc.Hypervisors = append(doc.Hypervisors, c)
+	}
+	return doc, nil
+}
+
+// probe bounds the time that a driver takes for it.
+func (d *Daemon) probe(ctx context.Context, drv hv.Driver) (hv.Capabilities, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return drv.Probe(ctx)
 }
 
 // SystemSummary counts what there is.

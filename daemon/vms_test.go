@@ -279,7 +279,34 @@ func TestCreateVMWithoutMeans(t *testing.T) {
 		if err != nil || !strings.Contains(info.Hypervisor.Error, "not installed") {
 			t.Errorf("SystemInfo = %+v, %v", info.Hypervisor, err)
 		}
+		if doc, err := d.Doctor(ctx); err != nil || len(doc.Hypervisors) != 0 {
+			t.Errorf("Doctor = %+v, %v, want none", doc, err)
+		}
 	})
+}
+
+func TestDoctor(t *testing.T) {
+	why := fmt.Errorf("%w: it is not in PATH", hv.ErrUnavailable)
+	other := hvtest.NewFake()
+	other.Fail(hvtest.OpProbe, why)
+	w := newWorld(t)
+	d := w.start(options{config: func(c *Config) { c.Others = []hv.Driver{other} }})
+	doc, err := d.Doctor(t.Context())
+	want := []api.HypervisorCheck{
+		{Name: hvtest.FakeName, Chosen: true, Works: true, Version: "1.0", Binary: "/nonexistent/fake", Accel: "tcg"},
+		{Name: hvtest.FakeName, Problem: why.Error()},
+	}
+	if err != nil || !slices.Equal(doc.Hypervisors, want) {
+		t.Errorf("Doctor = %+v, %v, want %+v", doc.Hypervisors, err, want)
+	}
+	// What hangs is not waited for by one who has gone.
+	_, release := other.Hang(hvtest.OpProbe)
+	defer release()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := d.Doctor(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Doctor = %v, want DeadlineExceeded", err)
+	}
 }
 
 func TestVsockVMs(t *testing.T) {

@@ -24,6 +24,23 @@ type Hypervisor struct {
 	Error   string `json:"error,omitempty"`  // why none is available
 }
 
+// Doctor is what volantd finds when it looks what can run VMs here.
+type Doctor struct {
+	Hypervisors []HypervisorCheck `json:"hypervisors"` // the one of new VMs first
+}
+
+// HypervisorCheck is what is to be said of one hypervisor.
+type HypervisorCheck struct {
+	Name    string `json:"name"`
+	Chosen  bool   `json:"chosen"`            // new VMs get it
+	Works   bool   `json:"works"`             // it can run VMs here
+	Version string `json:"version,omitempty"` // of its binary
+	Binary  string `json:"binary,omitempty"`
+	Accel   string `json:"accel,omitempty"`
+	Notice  string `json:"notice,omitempty"`  // what an operator must know
+	Problem string `json:"problem,omitempty"` // why it does not work, and what to do about it
+}
+
 // SystemSummary counts what there is.
 type SystemSummary struct {
 	TotalVMs       int             `json:"total_vms"`

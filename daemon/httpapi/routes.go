@@ -66,6 +66,7 @@ func routes() []route {
 
 		{method: get, path: "/system/status", id: "systemStatus", summary: "Say that the daemon answers", status: 200, reply: status{}, handle: (*Server).health},
 		{method: get, path: "/system/info", id: "systemInfo", summary: "Say what the daemon is and runs on", status: 200, reply: api.SystemInfo{}, handle: (*Server).systemInfo},
+		{method: get, path: "/system/doctor", id: "doctor", summary: "Look what can run VMs here", status: 200, reply: api.Doctor{}, handle: (*Server).doctor},
 		{method: get, path: "/system/summary", id: "systemSummary", summary: "Count what there is", status: 200, reply: api.SystemSummary{}, handle: (*Server).systemSummary},
 
 		{method: get, path: "/vms", id: "listVMs", summary: "List VMs", query: listParams(), status: 200, reply: []api.VM{}, total: true, handle: (*Server).listVMs},

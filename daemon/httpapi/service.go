@@ -74,5 +74,6 @@ type Service interface {
 	// happens, until ctx ends or yield fails.
 	Events(ctx context.Context, f api.EventFilter, follow bool, yield func(api.Event) error) error
 	SystemInfo(ctx context.Context) (api.SystemInfo, error)
+	Doctor(ctx context.Context) (api.Doctor, error)
 	SystemSummary(ctx context.Context) (api.SystemSummary, error)
 }

@@ -16,6 +16,15 @@ func (s *Server) systemInfo(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+func (s *Server) doctor(w http.ResponseWriter, r *http.Request) error {
+	doc, err := s.svc.Doctor(r.Context())
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, doc)
+	return nil
+}
+
 func (s *Server) systemSummary(w http.ResponseWriter, r *http.Request) error {
 	sum, err := s.svc.SystemSummary(r.Context())
 	if err != nil {

@@ -43,6 +43,53 @@ func (infoCmd) Run(c *cli) error {
 	})
 }
 
+type doctorCmd struct{}
+
+// Run has the daemon look at its host. That no hypervisor works is a failure.
+func (doctorCmd) Run(c *cli) error {
+	cl, err := c.daemon()
+	if err != nil {
+		return err
+	}
+	doc, err := cl.Doctor(c.ctx)
+	if err != nil {
+		return err
+	}
+	works := false
+	names := make([]string, len(doc.Hypervisors))
+	for i, h := range doc.Hypervisors {
+		names[i] = h.Name
+		works = works || h.Chosen && h.Works
+	}
+	if err := c.print(doc, names, func(w io.Writer) {
+		for _, h := range doc.Hypervisors {
+			state := "works"
+			if !h.Works {
+				state = "does not work"
+			}
+			if h.Chosen {
+				state += ", chosen for new VMs"
+			}
+			row(w, h.Name+":", state)
+			if h.Works {
+				row(w, "  Found:", h.Version+" ("+h.Accel+"), "+h.Binary)
+			}
+			if h.Notice != "" {
+				row(w, "  Notice:", h.Notice)
+			}
+			if h.Problem != "" {
+				row(w, "  Problem:", h.Problem)
+			}
+		}
+	}); err != nil {
+		return err
+	}
+	if !works {
+		return api.Errorf(api.CodeUnavailable, "no VM can be started here").WithHint("mend one of the problems above; then: volar doctor")
+	}
+	return nil
+}
+
 type summaryCmd struct{}
 
 // Run counts what there is.

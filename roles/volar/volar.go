@@ -50,6 +50,7 @@ type grammar struct {
 	Exec   execCmd   `cmd:"" help:"Run a command in a VM."`
 	Attach attachCmd `cmd:"" help:"Connect with a VM's workload; ctrl-p ctrl-q leaves it."`
 
+	Doctor     doctorCmd     `cmd:"" help:"Look what can run VMs here, and what is missing."`
 	Completion completionCmd `cmd:"" help:"Print a completion script for a shell."`
 	Ver        versionCmd    `cmd:"" name:"version" help:"Print the versions of volar and volantd."`
 }

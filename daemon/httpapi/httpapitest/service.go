@@ -35,6 +35,9 @@ type Service struct {
 	// Err makes the method of this name return an error, in place of doing its
 	// work. Set once before use.
 	Err map[string]error
+	// Hypervisors is what Doctor finds; nil is one that emulates, and one that
+	// does not work. Set once before use.
+	Hypervisors []api.HypervisorCheck
 	// Workload serves the workload of every VM. Set once before use.
 	Workload http.Handler
 	// Session plays the guest's part of an exec, or of an attach, for which e is
@@ -714,6 +717,19 @@ func (s *Service) SystemInfo(context.Context) (api.SystemInfo, error) {
 		DataDir: "/var/lib/volant", RuntimeDir: "/run/volant",
 		Hypervisor: api.Hypervisor{Driver: "qemu", Version: "7.2.22", Binary: "/usr/bin/qemu-system-x86_64", Accel: "tcg", Channel: "serial", Notice: "VMs are emulated: isolation is not by hardware"},
 	}, nil
+}
+
+func (s *Service) Doctor(context.Context) (api.Doctor, error) {
+	if err := s.Err["Doctor"]; err != nil {
+		return api.Doctor{}, err
+	}
+	if s.Hypervisors != nil {
+		return api.Doctor{Hypervisors: s.Hypervisors}, nil
+	}
+	return api.Doctor{Hypervisors: []api.HypervisorCheck{
+		{Name: "qemu", Chosen: true, Works: true, Version: "7.2.22", Binary: "/usr/bin/qemu-system-x86_64", Accel: "tcg", Notice: "VMs are emulated: isolation is not by hardware"},
+		{Name: "cloud-hypervisor", Problem: "it is not in PATH: put it there"},
+	}}, nil
 }
 
 func (s *Service) SystemSummary(context.Context) (api.SystemSummary, error) {
