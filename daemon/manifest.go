@@ -132,6 +132,9 @@ func workloadConfig(vm *row.VM, m *api.Manifest) wire.WorkloadConfig {
 	return out
 }
 
+// probed reports whether anybody asks how a workload is.
+func probed(m *api.Manifest) bool { return agentKind(m) != api.AgentNone && healthConfig(m) != nil }
+
 func restartPolicy(m *api.Manifest) wire.RestartPolicy {
 	if m.Restart == nil {
 		return wire.RestartNever

@@ -145,7 +145,7 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	vm.Name, vm.Status, vm.Desired = req.Name, api.VMPending, api.DesiredRunning
 	vm.CPUCores, vm.MemoryMB, vm.KernelCmdline, vm.Kernel = res.CPUCores, res.MemoryMB, req.KernelCmdline, m.Kernel
 	vm.Labels, vm.AutoRemove = api.MergeLabels(m.Labels, req.Labels), req.AutoRemove
-	vm.Attach = req.Attach
+	vm.Attach, vm.HealthCheck = req.Attach, probed(&m)
 	if m.Workload != nil {
 		vm.TTY, vm.Stdin = m.Workload.TTY, m.Workload.Stdin
 	}
@@ -563,13 +563,13 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 	if err != nil {
 		return api.VM{}, err
 	}
-	probed := true
+	asked := true
 	if what == api.WaitHealthy {
 		m, err := d.store.Manifest(ctx, vm.Manifest)
 		if err != nil {
 			return api.VM{}, d.publicError("wait for VM", err)
 		}
-		probed = agentKind(&m) != api.AgentNone && healthConfig(&m) != nil
+		asked = probed(&m)
 	}
 
 	sub := d.bus.subscribe(vm.ID)
@@ -589,7 +589,7 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 			return vm.VM, d.publicError("wait for VM", err)
 		case err == nil:
 			vm = now
-			if done, err := reached(&vm, what, probed); done || err != nil {
+			if done, err := reached(&vm, what, asked); done || err != nil {
 				return vm.VM, err
 			}
 		}

@@ -46,6 +46,9 @@ type VM struct {
 	// workload passed its probe. Both are flags beside Status, not states.
 	AgentUp bool `json:"agent_up"`
 	Healthy bool `json:"healthy"`
+	// HealthCheck is set for a VM whose workload is probed at all; without it
+	// Healthy says nothing.
+	HealthCheck bool `json:"health_check,omitempty"`
 	// Exit is the workload's last exit in this incarnation.
 	Exit *VMExit `json:"exit,omitempty"`
 

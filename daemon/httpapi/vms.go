@@ -204,7 +204,7 @@ func describe(vm api.VM) string {
 		switch {
 		case !vm.AgentUp:
 			s += ", its agent does not answer"
-		case !vm.Healthy:
+		case vm.HealthCheck && !vm.Healthy:
 			s += ", not healthy"
 		}
 	}

@@ -135,10 +135,12 @@ func health(vm api.VM) string {
 		return "-"
 	case vm.Healthy:
 		return "healthy"
-	case vm.AgentUp:
-		return "not healthy"
+	case !vm.AgentUp:
+		return "no agent"
+	case !vm.HealthCheck:
+		return "-"
 	}
-	return "no agent"
+	return "not healthy"
 }
 
 // each runs do for every name at once and prints the results of those that

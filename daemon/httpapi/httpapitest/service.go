@@ -197,7 +197,7 @@ func (s *Service) CreateVM(_ context.Context, req api.VMCreate) (api.VM, error) 
 		IPAddress: cmp.Or(req.IPAddress, fmt.Sprintf("192.168.127.%d", s.serial+1)), MACAddress: fmt.Sprintf("52:54:00:00:00:%02x", s.serial),
 		VsockCID: uint32(s.serial + 2), CPUCores: cmp.Or(req.CPUCores, p.Manifest.Resources.CPUCores), MemoryMB: cmp.Or(req.MemoryMB, p.Manifest.Resources.MemoryMB),
 		KernelCmdline: req.KernelCmdline, Kernel: req.Kernel, Hypervisor: "qemu", Accel: "tcg", Labels: req.Labels, CreatedAt: s.now(), UpdatedAt: s.now(),
-		AutoRemove: req.AutoRemove, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
+		HealthCheck: req.Plugin != "", AutoRemove: req.AutoRemove, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
 	}
 	for i := range vm.Ports {
 		if i >= len(vm.Ports)-len(req.Ports) && vm.Ports[i].HostPort == 0 {
