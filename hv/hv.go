@@ -86,6 +86,10 @@ type Spec struct {
 	// moves to ConsoleLog + ".1", which is replaced.
 	ConsoleLog   string
 	ConsoleLimit int64 // bytes per file; 0 means 1 MiB
+	// VMMLog is where the VMM's own words go, "" for a file in Dir. It is
+	// appended to. The driver bounds it; what it holds of a VMM that could not
+	// be started is left there.
+	VMMLog string
 }
 
 // Disk is one raw disk image attached by virtio-blk. A driver locks it for the

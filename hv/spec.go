@@ -81,6 +81,11 @@ func (s *Spec) Validate() error {
 	if err := checkPath("console log", s.ConsoleLog); err != nil {
 		return err
 	}
+	if s.VMMLog != "" {
+		if err := checkPath("VMM log", s.VMMLog); err != nil {
+			return err
+		}
+	}
 	if s.ConsoleLimit < 0 {
 		return invalid("console limit of %d bytes: want 0 or more", s.ConsoleLimit)
 	}

@@ -64,6 +64,7 @@ func TestValidate(t *testing.T) {
 		{"host's CID", func(s *hv.Spec) { s.CID = 2 }, "context id"},
 		{"any CID", func(s *hv.Spec) { s.CID = 1<<32 - 1 }, "context id"},
 		{"no console log", func(s *hv.Spec) { s.ConsoleLog = "" }, "console log"},
+		{"relative VMM log", func(s *hv.Spec) { s.VMMLog = "vmm.log" }, "VMM log"},
 		{"negative limit", func(s *hv.Spec) { s.ConsoleLimit = -1 }, "console limit"},
 	}
 	for _, test := range tests {

@@ -21,7 +21,7 @@ const (
 	apiSocket     = "api.sock"
 	apiLock       = "api.sock.lock" // made beside the socket, from version 53 on
 	eventsFile    = "events.json"
-	logFile       = "vmm.log"
+	logFile       = vmm.LogFile
 	ioDir         = "io"
 	consoleSocket = "io/console.sock"
 	agentSocket   = "io/agent.sock"

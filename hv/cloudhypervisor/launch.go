@@ -93,7 +93,7 @@ func (d *Driver) start(ctx context.Context, spec *hv.Spec, f *findings) (*machin
 	if err := os.Mkdir(filepath.Join(spec.Dir, ioDir), 0o700); err != nil {
 		return nil, nil, err
 	}
-	log, err := os.OpenFile(filepath.Join(spec.Dir, logFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
+	log, err := vmm.OpenLog(spec)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -260,10 +260,7 @@ func (m *machine) cutFiles() {
 	m.reading.Lock()
 	m.journal.giveBack()
 	m.reading.Unlock()
-	path := m.path(logFile)
-	if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
-		os.Truncate(path, 0) // it is open for appending; tried again at the next look
-	}
+	vmm.CutLog(m.path(logFile), maxLog)
 }
 
 // onEvent is called with m.reading held.

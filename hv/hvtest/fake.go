@@ -265,7 +265,7 @@ func (f *Fake) launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 	if err := f.checkSpec(&spec); err != nil {
 		return nil, err
 	}
-	made := []string{filepath.Join(spec.Dir, vmm.RecordFile), filepath.Join(spec.Dir, vmm.ExitFile)}
+	made := []string{filepath.Join(spec.Dir, vmm.RecordFile), filepath.Join(spec.Dir, vmm.ExitFile), filepath.Join(spec.Dir, vmm.LogFile)}
 	if _, err := os.Lstat(spec.ConsoleLog); errors.Is(err, fs.ErrNotExist) {
 		made = append(made, spec.ConsoleLog)
 	}
@@ -273,8 +273,12 @@ func (f *Fake) launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := f.add(spec)
+	log, err := vmm.OpenLog(&spec)
 	if err != nil {
+		return nil, errors.Join(err, console.Close(), removeFiles(made))
+	}
+	m, err := f.add(spec)
+	if err = errors.Join(err, log.Close()); err != nil {
 		return nil, errors.Join(err, console.Close(), removeFiles(made))
 	}
 	vm := attach(m, console)

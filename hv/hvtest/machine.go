@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -88,6 +89,16 @@ func (m *Machine) Print(text string) {
 	if vm := m.client(); vm != nil {
 		vm.console.Write([]byte(text)) // a full disk loses console output, nothing else
 	}
+}
+
+// Say is the VMM saying something itself.
+func (m *Machine) Say(text string) error {
+	f, err := os.OpenFile(filepath.Join(m.spec.Dir, vmm.LogFile), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
 // OpenDisk opens the file of the disk with that serial, for reading and

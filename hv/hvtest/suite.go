@@ -711,7 +711,14 @@ func longDir(t testing.TB, dir string) string {
 func testConsole(r *run) {
 	spec := r.spec()
 	spec.ConsoleLimit = 16 << 10
+	spec.VMMLog = filepath.Join(r.TempDir(), "said")
 	vm := r.launch(spec)
+	if at, err := os.Readlink(filepath.Join(spec.Dir, vmm.LogFile)); err != nil || at != spec.VMMLog {
+		r.Errorf("the VMM's log in the directory is at %q, %v, want %q", at, err, spec.VMMLog)
+	}
+	if fi, err := os.Stat(spec.VMMLog); err != nil || !fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0 {
+		r.Errorf("the VMM's log = %v, %v, want a file for nobody else", fi, err)
+	}
 	r.post(vm, "/print?bytes=100000&end=the+very+last+line")
 	r.post(vm, "/poweroff")
 	r.wantExit(vm, hv.ExitShutdown)

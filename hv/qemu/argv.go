@@ -20,7 +20,7 @@ const (
 	consoleSocket = "console.sock"
 	agentSocket   = "agent.sock"
 	journalFile   = "events.log"
-	logFile       = "vmm.log"
+	logFile       = vmm.LogFile
 )
 
 // longestSocket is the longest of the socket names.

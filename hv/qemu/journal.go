@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"github.com/volantvm/volant/hv"
@@ -65,13 +64,9 @@ func readJournal(dir string) (hv.Exit, bool) {
 	return hv.Exit{}, false
 }
 
-// cutLogs bounds the files that QEMU appends to. It opened them for appending,
-// so that what it writes next follows at the new end.
+// cutLogs bounds the files that QEMU appends to.
 func cutLogs(dir string) {
 	for _, name := range []string{logFile, journalFile} {
-		path := filepath.Join(dir, name)
-		if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
-			os.Truncate(path, 0) // tried again at the next look
-		}
+		vmm.CutLog(filepath.Join(dir, name), maxLog)
 	}
 }

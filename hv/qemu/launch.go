@@ -114,7 +114,7 @@ func start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Proc
 	if err != nil {
 		return nil, nil, err
 	}
-	log, err := os.OpenFile(filepath.Join(spec.Dir, logFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
+	log, err := vmm.OpenLog(spec)
 	if err != nil {
 		return nil, nil, err
 	}
