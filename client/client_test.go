@@ -337,6 +337,43 @@ func TestEventsErrors(t *testing.T) {
 	}
 }
 
+// TestLogQuery checks that each part of a query reaches the daemon.
+func TestLogQuery(t *testing.T) {
+	at := func(sec int64) time.Time { return time.Unix(1e9+sec, 5e8) }
+	c := connect(t, &httpapitest.Service{Logs: []api.LogEntry{
+		{Seq: 1, Time: at(1), Stream: "stdout"}, {Seq: 2, Time: at(2), Stream: "stdout"}, {Seq: 3, Time: at(3), Stream: "volant", Lost: 7, Incarnation: 2},
+		{Seq: 4, Stream: "console", Partial: true}, {Seq: 5, Stream: "vmm"},
+	}})
+	install(t, c)
+	if _, err := c.CreateVM(t.Context(), api.VMCreate{Name: "a", Plugin: "hello"}, client.Wait{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		q    api.LogQuery
+		want []uint64
+	}{
+		{api.LogQuery{}, []uint64{1, 2, 3}},
+		{api.LogQuery{Tail: 2}, []uint64{2, 3}},
+		{api.LogQuery{Tail: api.TailNone}, nil},
+		{api.LogQuery{Since: at(2)}, []uint64{2, 3}},
+		{api.LogQuery{Since: at(2), Until: at(3).In(time.FixedZone("", 3600))}, []uint64{2}},
+		{api.LogQuery{Log: api.LogConsole}, []uint64{4}},
+		{api.LogQuery{Log: api.LogVMM}, []uint64{5}},
+	} {
+		var got []uint64
+		err := c.VMLogs(t.Context(), "a", tc.q, func(e api.LogEntry) error {
+			if e.Seq == 3 && (e.Lost != 7 || e.Incarnation != 2) || e.Partial != (e.Seq == 4) {
+				t.Errorf("entry = %+v", e)
+			}
+			got = append(got, e.Seq)
+			return nil
+		})
+		if err != nil || !slices.Equal(got, tc.want) {
+			t.Errorf("VMLogs(%+v) = %v, %v, want %v", tc.q, got, err, tc.want)
+		}
+	}
+}
+
 func TestLogsErrors(t *testing.T) {
 	c := connect(t, &httpapitest.Service{
 		Logs: []api.LogEntry{{Seq: 1, Line: strings.Repeat("x", 100_000)}},
@@ -361,6 +398,42 @@ func TestContextEnds(t *testing.T) {
 	if _, err := c.CreateVM(ctx, api.VMCreate{Name: "a", Plugin: "hello"}, client.Wait{For: api.WaitRunning}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("CreateVM = %v, want DeadlineExceeded", err)
 	}
+}
+
+// TestNewLogsAcrossRestart follows only new lines, of which the first come while
+// the client is not connected.
+func TestNewLogsAcrossRestart(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "v.sock")
+	svc := &httpapitest.Service{Logs: []api.LogEntry{{Seq: 1, Stream: "stdout", Time: time.Now().Add(-time.Minute)}}}
+	stop := serve(t, svc, socket)
+	c, err := client.New(client.Config{Addr: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	install(t, c)
+	if _, err := c.CreateVM(t.Context(), api.VMCreate{Name: "a", Plugin: "hello"}, client.Wait{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	seen, done := make(chan uint64, 100), make(chan error, 1)
+	go func() {
+		done <- c.VMLogs(ctx, "a", api.LogQuery{Follow: true, Tail: api.TailNone}, func(e api.LogEntry) error { seen <- e.Seq; return nil })
+	}()
+	time.Sleep(500 * time.Millisecond) // nothing tells that it is connected
+	stop()
+	svc.Logs = append(svc.Logs, api.LogEntry{Seq: 2, Stream: "stdout", Time: time.Now()})
+	stop = serve(t, svc, socket)
+	select {
+	case n := <-seen:
+		if n != 2 {
+			t.Errorf("the first line is %d, want 2", n)
+		}
+	case err := <-done:
+		t.Errorf("VMLogs = %v", err)
+	}
+	cancel()
+	stop()
 }
 
 // TestLogsAcrossRestart follows a log while the daemon ends and comes back: no

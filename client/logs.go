@@ -7,16 +7,20 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strconv"
+	"time"
 
 	"github.com/volantvm/volant/client/api"
 )
 
 // VMLogs yields a VM's log lines until there are no more, or, with q.Follow,
-// until the VM ends or ctx does. A daemon that restarts meanwhile is waited for,
-// once the first connection succeeded, but for the console: its lines have no
+// until the VM has ended for good or ctx ends. A daemon that restarts meanwhile
+// is waited for, once the first connection succeeded, and no line is yielded
+// twice or left out; but for the logs of console and VMM, whose lines have no
 // lasting numbers. An error of yield ends it and is returned.
 func (c *Client) VMLogs(ctx context.Context, name string, q api.LogQuery, yield func(api.LogEntry) error) error {
 	backoff := minBackoff
+	begun := time.Now()
 	for connected := false; ; {
 		last := q.After
 		err := c.vmLogs(ctx, name, q, func(e api.LogEntry) error {
@@ -32,8 +36,12 @@ func (c *Client) VMLogs(ctx context.Context, name string, q api.LogQuery, yield 
 			return own.err
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err == nil, !connected, !q.Follow, q.Console, api.CodeOf(err) != api.CodeUnavailable:
+		case err == nil, !connected, !q.Follow, q.Log != "" && q.Log != api.LogWorkload, api.CodeOf(err) != api.CodeUnavailable:
 			return err
+		}
+		if q.Tail == api.TailNone {
+			// Nothing came before the daemon left: what came meanwhile is new.
+			q.Tail, q.Since = 0, begun
 		}
 		if q.After > last {
 			backoff = minBackoff
@@ -48,12 +56,19 @@ func (c *Client) VMLogs(ctx context.Context, name string, q api.LogQuery, yield 
 func (c *Client) vmLogs(ctx context.Context, name string, q api.LogQuery, yield func(api.LogEntry) error, connected func()) error {
 	v := url.Values{}
 	setInt(v, "after", q.After)
-	setInt(v, "tail", uint64(q.Tail))
+	if q.Tail != 0 {
+		v.Set("tail", strconv.Itoa(max(q.Tail, 0)))
+	}
+	for name, t := range map[string]time.Time{"since": q.Since, "until": q.Until} {
+		if !t.IsZero() {
+			v.Set(name, t.UTC().Format(time.RFC3339Nano))
+		}
+	}
 	if q.Follow {
 		v.Set("follow", "true")
 	}
-	if q.Console {
-		v.Set("console", "true")
+	if q.Log != "" {
+		v.Set("log", string(q.Log))
 	}
 	resp, err := c.send(ctx, request{method: http.MethodGet, path: vmPath(name, "/logs"), query: v})
 	if err != nil {

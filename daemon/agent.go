@@ -130,35 +130,60 @@ func (a *agent) shutdown(ctx context.Context, grace time.Duration) error {
 	return resp.Body.Close()
 }
 
+// streamError says that what a guest sends is not what the protocol has.
+type streamError struct{ err error }
+
+func (e *streamError) Error() string { return "agent: " + wire.PathLogs + ": " + e.err.Error() }
+func (e *streamError) Unwrap() error { return e.err }
+
 // logs passes on the entries after seq, and what follows, until the guest ends
-// the stream or ctx ends. keep is given batches as they arrive.
+// the stream, which is no error, or ctx ends. keep is given batches as they
+// arrive; they are valid until it returns.
 func (a *agent) logs(ctx context.Context, after uint64, keep func([]wire.LogEntry) error) error {
 	resp, err := a.do(ctx, http.MethodGet, wire.PathLogs, url.Values{"after": {strconv.FormatUint(after, 10)}, "follow": {"true"}}, nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	rd := bufio.NewReaderSize(resp.Body, maxLogLine)
-	const batch = 256
+	rd := bufio.NewReaderSize(resp.Body, 16<<10)
 	var entries []wire.LogEntry
+	size := 0
 	for {
-		line, err := rd.ReadSlice('\n')
+		line, err := readLine(rd, maxLogLine)
 		if err != nil {
 			return errors.Join(flush(entries, keep), ignoreEOF(err))
 		}
 		var e wire.LogEntry
 		if err := json.Unmarshal(line, &e); err != nil {
-			return fmt.Errorf("agent: %s: %w", wire.PathLogs, err)
+			return errors.Join(flush(entries, keep), &streamError{err})
 		}
-		entries = append(entries, e)
+		entries, size = append(entries, e), size+len(line)
 		// What is already here is written at once, but not line by line.
-		if len(entries) == batch || rd.Buffered() == 0 {
+		if len(entries) >= logBatch || size >= logBatchBytes || rd.Buffered() == 0 {
 			if err := keep(entries); err != nil {
 				return err
 			}
-			entries = entries[:0]
+			clear(entries)
+			entries, size = entries[:0], 0
 		}
 	}
+}
+
+// readLine returns the next line, of at most limit bytes. It is valid until the
+// next call.
+func readLine(rd *bufio.Reader, limit int) ([]byte, error) {
+	line, err := rd.ReadSlice('\n')
+	if !errors.Is(err, bufio.ErrBufferFull) {
+		return line, err
+	}
+	var long []byte
+	for errors.Is(err, bufio.ErrBufferFull) {
+		if long = append(long, line...); len(long) > limit {
+			return nil, &streamError{fmt.Errorf("a line of more than %d bytes", limit)}
+		}
+		line, err = rd.ReadSlice('\n')
+	}
+	return append(long, line...), err
 }
 
 func flush(entries []wire.LogEntry, keep func([]wire.LogEntry) error) error {

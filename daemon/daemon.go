@@ -168,13 +168,14 @@ type Daemon struct {
 	t     timing
 	lock  *os.File // holds the lock on DataDir; set once by New
 
-	bus    bus
-	visits visits // who is attached to workloads
-	ports  *ports // nil without a network
-	cache  *cache // assembled initramfs images
-	disks  *verifiedFiles
-	jobs   imageJobs
-	ends   ends
+	bus     bus
+	logNews bus    // tells of new lines in the workloads' logs
+	visits  visits // who is attached to workloads
+	ports   *ports // nil without a network
+	cache   *cache // assembled initramfs images
+	disks   *verifiedFiles
+	jobs    imageJobs
+	ends    ends
 	// volumes is held while disks of volumes are made or removed, and what is
 	// known of them is changed.
 	volumes chan struct{}

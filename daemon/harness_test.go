@@ -578,6 +578,7 @@ type fakeGuest struct {
 	mu      sync.Mutex
 	status  wire.Status     // guarded by mu
 	logs    []wire.LogEntry // guarded by mu
+	seq     uint64          // guarded by mu; of the last log line
 	changed chan struct{}   // guarded by mu; closed by the next change
 	asked   []wire.Shutdown // guarded by mu
 	ended   bool            // guarded by mu
@@ -683,9 +684,17 @@ func (g *fakeGuest) set(change func(*wire.Status)) {
 func (g *fakeGuest) print(stream wire.LogStream, text string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.logs = append(g.logs, wire.LogEntry{Seq: uint64(len(g.logs) + 1), Time: time.Now(), Stream: stream, Data: text})
+	g.seq++
+	g.logs = append(g.logs, wire.LogEntry{Seq: g.seq, Time: time.Now(), Stream: stream, Data: text})
 	close(g.changed)
 	g.changed = make(chan struct{})
+}
+
+// drop loses the n oldest lines, as a buffer that runs over.
+func (g *fakeGuest) drop(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.logs = g.logs[n:]
 }
 
 func (g *fakeGuest) get() (wire.Status, []wire.LogEntry, <-chan struct{}) {
@@ -757,6 +766,12 @@ func (g *fakeGuest) handler() http.Handler {
 		after, _ := strconv.ParseUint(r.FormValue("after"), 10, 64)
 		enc := json.NewEncoder(w)
 		for {
+			over := false
+			select {
+			case <-g.over: // the lines that came before are the last
+				over = true
+			default:
+			}
 			_, logs, changed := g.get()
 			for _, e := range logs {
 				if e.Seq > after {
@@ -765,8 +780,12 @@ func (g *fakeGuest) handler() http.Handler {
 				}
 			}
 			w.(http.Flusher).Flush()
+			if over {
+				return
+			}
 			select {
 			case <-changed:
+			case <-g.over:
 			case <-r.Context().Done():
 				return
 			}

@@ -1,419 +1,361 @@
 package daemon
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/store/row"
 )
 
-// Names of log files in a VM's data directory. Each is accompanied by an older
-// part with the suffix oldLog, and both together are bounded.
+// Names of log files in a VM's data directory. Those of workload and console are
+// accompanied by an older part with the suffix oldLog, and both together are
+// bounded. What the VMM says has a file for each of the last two incarnations,
+// vmm.N.log, which the driver bounds.
 const (
 	workloadLog = "workload.log"
 	consoleLog  = "console.log"
 	oldLog      = ".1"
-	// logLimit is the most bytes that one log file holds.
-	logLimit = 1 << 20
+	vmmPrefix   = "vmm."
+	vmmSuffix   = ".log"
+	// consoleLimit is the most bytes that one of the console's files holds.
+	consoleLimit = 1 << 20
 )
 
-// logLine is one line of workloadLog, as JSON. Seq counts on across
-// incarnations; From is the guest's own number, to go on from.
-type logLine struct {
-	Incarnation int            `json:"n"`
-	From        uint64         `json:"from"`
-	Seq         uint64         `json:"seq"`
-	Time        time.Time      `json:"time"`
-	Stream      wire.LogStream `json:"stream"`
-	Line        string         `json:"line"`
-}
+const (
+	// pollPause is how often a followed log is looked at that a driver writes,
+	// which tells nobody.
+	pollPause = 200 * time.Millisecond
+	// logBatch and logBatchBytes bound how much is yielded at once.
+	logBatch      = 256
+	logBatchBytes = 64 << 10
+)
 
-// logFile appends one incarnation's log lines to the VM's log. One goroutine
-// writes; any may wait for changes.
-type logFile struct {
-	path        string
-	incarnation int
-
-	mu      sync.Mutex
-	f       *os.File      // guarded by mu
-	size    int64         // guarded by mu
-	base    uint64        // guarded by mu; Seq - From in this incarnation
-	last    uint64        // guarded by mu; highest From kept
-	changed chan struct{} // guarded by mu; closed by the next change
-}
-
-// logError says that lines could not be written (the disk is full); they are
-// lost, which the gap in Seq shows.
-type logError struct{ err error }
-
-func (e *logError) Error() string { return "write log: " + e.err.Error() }
-func (e *logError) Unwrap() error { return e.err }
-
-// openLog opens the log in dir to go on with it. A line that a killed daemon
-// left half written is cut off.
-func openLog(dir string, incarnation int) (*logFile, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	l := &logFile{path: filepath.Join(dir, workloadLog), incarnation: incarnation, changed: make(chan struct{})}
-	f, err := os.OpenFile(l.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	content, err := readAtMost(f, 2*logLimit)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	whole := content[:bytes.LastIndexByte(content, '\n')+1]
-	if len(whole) < len(content) {
-		if err := f.Truncate(int64(len(whole))); err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-	}
-	last, ok := lastLine(whole)
-	if !ok {
-		old, err := os.ReadFile(l.path + oldLog)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, errors.Join(err, f.Close())
-		}
-		last, ok = lastLine(old)
-	}
-	switch {
-	case ok && last.Incarnation == incarnation:
-		l.base, l.last = last.Seq-last.From, last.From
-	case ok:
-		l.base = last.Seq
-	}
-	l.f, l.size = f, int64(len(whole))
-	return l, nil
-}
-
-func lastLine(content []byte) (logLine, bool) {
-	content = bytes.TrimRight(content, "\n")
-	var line logLine
-	err := json.Unmarshal(content[bytes.LastIndexByte(content, '\n')+1:], &line)
-	return line, err == nil
-}
-
-func (l *logFile) lastSeq() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.last
-}
-
-// keep appends entries. Those that were kept before are passed over; entries
-// from a guest are taken for what they say but bounded.
-func (l *logFile) keep(entries []wire.LogEntry) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	for _, e := range entries {
-		if e.Seq <= l.last {
-			continue
-		}
-		l.last = e.Seq
-		switch e.Stream {
-		case wire.Stdout, wire.Stderr, wire.Agent:
-		default:
-			e.Stream = wire.Agent
-		}
-		if err := enc.Encode(logLine{l.incarnation, e.Seq, l.base + e.Seq, e.Time, e.Stream, clip(e.Data, wire.MaxLogLine)}); err != nil {
-			return &logError{err} // a time that JSON cannot hold
-		}
-	}
-	if buf.Len() == 0 {
-		return nil
-	}
-	if l.size > 0 && l.size+int64(buf.Len()) > logLimit {
-		if err := l.rotate(); err != nil {
-			return &logError{err}
-		}
-	}
-	n, err := l.f.Write(buf.Bytes())
-	l.size += int64(n)
-	if err != nil {
-		// No half line may stay in front of the next one.
-		if terr := l.f.Truncate(l.size - int64(n)); terr == nil {
-			l.size -= int64(n)
-		}
-		return &logError{err}
-	}
-	close(l.changed)
-	l.changed = make(chan struct{})
-	return nil
-}
-
-func (l *logFile) rotate() error {
-	f, err := os.OpenFile(l.path+".next", os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(l.path, l.path+oldLog); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err := os.Rename(l.path+".next", l.path); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	err = l.f.Close()
-	l.f, l.size = f, 0
-	return err
-}
-
-// next returns a channel that is closed by the next change.
-func (l *logFile) next() <-chan struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.changed
-}
-
-func (l *logFile) close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	close(l.changed)
-	l.changed = make(chan struct{})
-	return l.f.Close()
-}
-
-// logReader reads a log and its older part as one, and goes on where it ended
-// when more was written, across rotations.
-type logReader struct {
-	path string
-	f    *os.File
-	rest []byte // the beginning of a line whose end is not there yet
-}
-
-func (r *logReader) close() {
-	if r.f != nil {
-		r.f.Close() //nolint:errcheck // was only read
-	}
-}
-
-// lines calls yield with each whole line that was not read before.
-func (r *logReader) lines(yield func(line []byte) error) error {
-	if r.f == nil {
-		for _, path := range []string{r.path + oldLog, r.path} {
-			f, err := os.Open(path)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if r.f != nil {
-				// The older part is complete when the newer one is there.
-				if err := r.read(yield); err != nil {
-					return errors.Join(err, f.Close())
-				}
-				r.close()
-				r.rest = nil
-			}
-			r.f = f
-		}
-		if r.f == nil {
-			return nil
-		}
-	}
-	for {
-		// Look before reading: what was written to the old file before the
-		// rotation is then surely read.
-		replaced, err := r.replaced()
-		if err != nil {
-			return err
-		}
-		if err := r.read(yield); err != nil {
-			return err
-		}
-		if !replaced {
-			return nil
-		}
-		f, err := os.Open(r.path)
-		if err != nil {
-			return err
-		}
-		r.close()
-		r.f, r.rest = f, nil
-	}
-}
-
-func (r *logReader) replaced() (bool, error) {
-	now, err := os.Stat(r.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // in the middle of a rotation, or deleted
-	}
-	if err != nil {
-		return false, err
-	}
-	mine, err := r.f.Stat()
-	return err == nil && !os.SameFile(now, mine), err
-}
-
-func (r *logReader) read(yield func(line []byte) error) error {
-	rd := bufio.NewReader(r.f)
-	for {
-		part, err := rd.ReadSlice('\n')
-		r.rest = append(r.rest, part...)
-		switch {
-		case err == io.EOF: //nolint:errorlint // bufio returns it bare
-			return nil
-		case errors.Is(err, bufio.ErrBufferFull):
-			if len(r.rest) > logLimit {
-				return fmt.Errorf("%s: a line of more than %d bytes", r.path, logLimit)
-			}
-			continue
-		case err != nil:
-			return err
-		}
-		line := r.rest[:len(r.rest)-1]
-		if err := yield(line); err != nil {
-			return err
-		}
-		r.rest = r.rest[:0]
-	}
-}
-
-// consolePoll is how often a followed console is looked at: the driver writes
-// it, and tells nobody.
-const consolePoll = 200 * time.Millisecond
-
-// VMLogs yields the VM's log lines that q selects, oldest first. They are kept
-// when the VM has ended, also those of earlier incarnations, up to 1 to 2 MiB.
-// With Follow it goes on until the VM has ended for good, ctx ends (no error)
-// or yield fails. Lines of the console carry no time, and are numbered from the
-// oldest that is kept. Codes: not_found.
-func (d *Daemon) VMLogs(ctx context.Context, name string, q api.LogQuery, yield func(api.LogEntry) error) error {
+// VMLogs yields the lines of a log of the VM that q selects, oldest first, in
+// batches that are valid until yield returns. They are kept when the VM has
+// ended, also those of earlier incarnations: of the workload's 4 to 8 MiB, of
+// the console's 1 to 2 MiB. With Follow it goes on, from one incarnation to the
+// next, until the VM has ended for good, ctx ends (no error) or yield fails. A
+// reader that is slower than the log is rotated, or that goes on after lines
+// that are not kept any more, is told how many it missed. Codes: not_found,
+// invalid, unavailable (the daemon stops).
+func (d *Daemon) VMLogs(ctx context.Context, name string, q api.LogQuery, yield func([]api.LogEntry) error) error {
 	vm, err := d.find(ctx, name)
 	if err != nil {
 		return err
 	}
-	r := &logReader{path: filepath.Join(d.dataDir(vm.ID), workloadLog)}
-	parse := parseLogLine
-	if q.Console {
-		r.path = filepath.Join(d.dataDir(vm.ID), consoleLog)
-		parse = consoleParser()
+	if q.Log != "" && q.Log != api.LogWorkload && !(q.Since.IsZero() && q.Until.IsZero()) {
+		return api.Errorf(api.CodeInvalid, "the lines of the %s log have no times to select them by", q.Log).WithHint("select the last ones instead (tail)")
 	}
-	defer r.close()
-
-	var yieldErr error
-	pass := func(e api.LogEntry) error {
-		if e.Seq <= q.After {
-			return nil
-		}
-		yieldErr = yield(e)
-		return yieldErr
+	if q.Follow && !q.Until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, q.Until.Sub(d.cfg.Now()))
+		defer cancel()
 	}
-	if q.Tail > 0 {
-		var tail []api.LogEntry
-		err = r.lines(func(line []byte) error {
-			if e, ok := parse(line); ok && e.Seq > q.After {
-				if len(tail) >= 2*q.Tail {
-					tail = append(tail[:0], tail[len(tail)-q.Tail:]...)
-				}
-				tail = append(tail, e)
-			}
-			return nil
-		})
-		for _, e := range tail[max(0, len(tail)-q.Tail):] {
-			if err := yield(e); err != nil {
-				return err
-			}
-		}
+	s := d.openLogSource(vm.ID, q)
+	defer s.reader.close()
+	batch := logYield{yield: yield}
+	// In this order nothing is missed: first what would wake us, then whether
+	// the VM has ended, then what is there.
+	state, news := d.bus.subscribe(vm.ID), d.logNews.subscribe(vm.ID)
+	defer d.bus.unsubscribe(state)
+	defer d.logNews.unsubscribe(news)
+	over := !q.Follow || d.hasEnded(ctx, vm.ID)
+	var poll <-chan time.Time
+	if s.polled && !over {
+		ticker := time.NewTicker(pollPause)
+		defer ticker.Stop()
+		poll = ticker.C
 	}
-	sub := d.bus.subscribe(vm.ID)
-	defer d.bus.unsubscribe(sub)
+	if q.Tail != 0 {
+		err = s.skip(q.Tail, batch.add)
+	}
 	for {
-		// In this order nothing is missed: first what would wake us, then
-		// whether the VM has ended, then what is there.
-		changed, poll := d.logChange(vm.ID, q.Console)
-		over := !q.Follow || d.hasEnded(ctx, vm.ID)
 		if err == nil {
-			err = r.lines(func(line []byte) error {
-				if e, ok := parse(line); ok {
-					return pass(e)
-				}
-				return nil
-			})
+			err = s.read(over, batch.add)
 		}
-		if yieldErr != nil {
-			return yieldErr
+		if err == nil {
+			err = batch.flush()
 		}
-		if err != nil {
+		switch {
+		case batch.err != nil:
+			return batch.err
+		case err != nil:
 			return d.publicError("read log", err)
-		}
-		if over {
+		case over:
 			return nil
 		}
 		select {
-		case <-changed:
+		case <-news.wake:
 		case <-poll:
-		case <-sub.wake:
+		case <-state.wake:
+			over = d.hasEnded(ctx, vm.ID)
 		case <-ctx.Done():
 			return nil
 		case <-d.stopping:
-			return nil
+			return api.Errorf(api.CodeUnavailable, "volantd is stopping").WithHint("connect again and go on after line %d", s.seq)
 		}
 	}
 }
 
-// logChange returns what tells of new lines: a channel that is closed, and for
-// a console a timer.
-func (d *Daemon) logChange(id string, console bool) (<-chan struct{}, <-chan time.Time) {
-	if console {
-		return nil, time.After(consolePoll)
-	}
-	if w := d.worker(id); w != nil {
-		if l := w.logs.Load(); l != nil {
-			return l.next(), nil
-		}
-	}
-	return nil, nil
-}
-
+// hasEnded reports whether no more lines will come.
 func (d *Daemon) hasEnded(ctx context.Context, id string) bool {
 	vm, err := d.store.VMByID(ctx, id)
-	return err != nil || vm.Ended() && vm.Desired != api.DesiredRunning
+	return errors.Is(err, row.ErrNotFound) || err == nil && vm.Ended() && vm.Desired != api.DesiredRunning
 }
 
-func parseLogLine(line []byte) (api.LogEntry, bool) {
+// logYield collects entries into batches.
+type logYield struct {
+	yield   func([]api.LogEntry) error
+	entries []api.LogEntry
+	bytes   int
+	err     error // of yield
+}
+
+func (b *logYield) add(e api.LogEntry) error {
+	b.entries = append(b.entries, e)
+	b.bytes += len(e.Line)
+	if len(b.entries) < logBatch && b.bytes < logBatchBytes {
+		return nil
+	}
+	return b.flush()
+}
+
+func (b *logYield) flush() error {
+	if len(b.entries) == 0 || b.err != nil {
+		return b.err
+	}
+	b.err = b.yield(b.entries)
+	clear(b.entries)
+	b.entries, b.bytes = b.entries[:0], 0
+	return b.err
+}
+
+// logSource reads one log as entries.
+type logSource struct {
+	reader *logReader
+	q      api.LogQuery
+	polled bool // nobody tells of new lines
+	// parse makes an entry of a line, or says that it is none. A Seq of 0 is
+	// given by the source.
+	parse func(line []byte, whole bool) (api.LogEntry, bool)
+	seq   uint64 // the last that was read, q.After before
+	shown uint64 // likewise, of a log that is numbered as it is read
+	held  int    // how many rounds the piece that the log ends with has been there
+}
+
+func (d *Daemon) openLogSource(id string, q api.LogQuery) *logSource {
+	dir := d.dataDir(id)
+	s := &logSource{q: q, seq: q.After}
+	two := func(name string) func() ([]string, error) {
+		path := filepath.Join(dir, name)
+		return func() ([]string, error) { return []string{path + oldLog, path}, nil }
+	}
+	switch q.Log {
+	case api.LogConsole:
+		s.reader = &logReader{files: two(consoleLog), longest: wire.MaxLogLine, pieces: true}
+		s.parse = func(line []byte, whole bool) (api.LogEntry, bool) {
+			return textEntry(api.StreamConsole, line, whole), true
+		}
+		s.polled = true
+	case api.LogVMM:
+		s.reader = &logReader{files: func() ([]string, error) { return vmmLogs(dir) }, longest: wire.MaxLogLine, pieces: true}
+		s.parse = func(line []byte, whole bool) (api.LogEntry, bool) {
+			e := textEntry(api.StreamVMM, line, whole)
+			e.Incarnation, _ = vmmIncarnation(s.reader.path)
+			return e, true
+		}
+		s.polled = true
+	default:
+		s.reader = &logReader{files: two(workloadLog), longest: 2 * maxLogLine}
+		s.parse = parseLogLine
+	}
+	return s
+}
+
+// skip reads what is there, and yields the last n entries of it, none for
+// api.TailNone.
+func (s *logSource) skip(n int, yield func(api.LogEntry) error) error {
+	var tail []api.LogEntry
+	n = max(n, 0)
+	err := s.read(true, func(e api.LogEntry) error {
+		if len(tail) >= 2*n {
+			tail = append(tail[:0], tail[len(tail)-n:]...)
+		}
+		tail = append(tail, e)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, e := range tail[max(0, len(tail)-n):] {
+		if err := yield(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read yields the entries that were not read before. A line without an end is
+// yielded once it is the second time there, or over says that it is the last.
+func (s *logSource) read(over bool, yield func(api.LogEntry) error) error {
+	before := s.reader.off
+	pass := func(line []byte, whole bool) error { return s.pass(line, whole, yield) }
+	if err := s.reader.lines(pass); err != nil || !s.reader.pieces {
+		return err
+	}
+	if s.held++; s.reader.off != before {
+		s.held = 0
+	}
+	if over || s.held > 1 {
+		return s.reader.rest(pass)
+	}
+	return nil
+}
+
+// pass yields the entry of a line, and before it one that tells what is missing
+// between the last one and this.
+func (s *logSource) pass(line []byte, whole bool, yield func(api.LogEntry) error) error {
+	e, ok := s.parse(line, whole)
+	if !ok {
+		return nil
+	}
+	if e.Seq == 0 {
+		s.shown++
+		e.Seq = s.shown
+	}
+	last := s.seq
+	if e.Seq <= last {
+		return nil
+	}
+	s.seq = e.Seq
+	if last > 0 && e.Seq-last > 1 && s.selects(e.Time) {
+		lost := e.Seq - last - 1
+		gap := api.LogEntry{
+			Seq: e.Seq - 1, Incarnation: e.Incarnation, Time: e.Time, Stream: api.StreamVolant, Lost: lost,
+			Line: linesLost(lost) + ": they are not kept any more",
+		}
+		if err := yield(gap); err != nil {
+			return err
+		}
+	}
+	if !s.selects(e.Time) {
+		return nil
+	}
+	return yield(e)
+}
+
+func (s *logSource) selects(t time.Time) bool {
+	return (s.q.Since.IsZero() || !t.Before(s.q.Since)) && (s.q.Until.IsZero() || t.Before(s.q.Until))
+}
+
+// parseLogLine reads a line of workloadLog. One that cannot be read was damaged
+// by a crash of the host, and is missed by its number.
+func parseLogLine(line []byte, whole bool) (api.LogEntry, bool) {
 	var l logLine
-	if err := json.Unmarshal(line, &l); err != nil {
-		return api.LogEntry{}, false // damaged by a crash of the host
+	if !whole || json.Unmarshal(line, &l) != nil || l.Stream == "" {
+		return api.LogEntry{}, false
 	}
-	return api.LogEntry{Seq: l.Seq, Time: l.Time, Stream: string(l.Stream), Line: l.Line}, true
+	return api.LogEntry{
+		Seq: l.Seq, Incarnation: l.Incarnation, Time: l.Time, Stream: l.Stream, Line: l.Line, Partial: l.Partial, Lost: l.Lost,
+	}, true
 }
 
-func consoleParser() func(line []byte) (api.LogEntry, bool) {
-	var n uint64
-	return func(line []byte) (api.LogEntry, bool) {
-		n++
-		return api.LogEntry{Seq: n, Stream: "console", Line: clip(strings.TrimRight(string(line), "\r"), wire.MaxLogLine)}, true
+// textEntry is the entry of a line that somebody else wrote.
+func textEntry(stream string, line []byte, whole bool) api.LogEntry {
+	text := string(line)
+	if whole {
+		text = strings.TrimRight(text, "\r")
 	}
+	return api.LogEntry{Stream: stream, Line: strings.ToValidUTF8(text, "\uFFFD"), Partial: !whole}
+}
+
+// vmmLog is where the driver keeps what the VMM of an incarnation says.
+func vmmLog(dir string, incarnation int) string {
+	return filepath.Join(dir, vmmPrefix+strconv.Itoa(incarnation)+vmmSuffix)
+}
+
+// vmmIncarnation is the inverse of vmmLog.
+func vmmIncarnation(path string) (int, bool) {
+	s, ok := strings.CutPrefix(filepath.Base(path), vmmPrefix)
+	if !ok {
+		return 0, false
+	}
+	if s, ok = strings.CutSuffix(s, vmmSuffix); !ok {
+		return 0, false
+	}
+	n, err := strconv.Atoi(s)
+	return n, err == nil && n > 0
+}
+
+// vmmLogs lists those that are there, oldest first.
+func vmmLogs(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var numbers []int
+	for _, e := range entries {
+		if n, ok := vmmIncarnation(e.Name()); ok {
+			numbers = append(numbers, n)
+		}
+	}
+	slices.Sort(numbers)
+	paths := make([]string, len(numbers))
+	for i, n := range numbers {
+		paths[i] = vmmLog(dir, n)
+	}
+	return paths, nil
+}
+
+// beginLogs prepares the logs that the driver goes on with: a line in the
+// console's that separates the incarnations, and a file for the VMM's words, of
+// which the two newest are kept.
+func (d *Daemon) beginLogs(vm string, incarnation int) error {
+	dir := d.dataDir(vm)
+	if err := d.markConsole(vm, fmt.Sprintf("%s%d", consoleMark, incarnation)); err != nil {
+		return err
+	}
+	files, err := vmmLogs(dir)
+	if err != nil {
+		return err
+	}
+	for _, path := range files[:max(0, len(files)-1)] {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	f, err := os.OpenFile(vmmLog(dir, incarnation), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // consoleMark begins the line that separates the consoles of two incarnations.
 const consoleMark = "=== volant: incarnation "
 
-// markConsole writes that line, before the driver goes on with the file.
-func (d *Daemon) markConsole(vm string, incarnation int) error {
+// consoleLost says that what a console said while no daemon was there is lost.
+const consoleLost = "=== volant: what the console said while volantd was away is lost"
+
+// markConsole writes a line with the time, before the driver goes on with the
+// file.
+func (d *Daemon) markConsole(vm, text string) error {
 	f, err := os.OpenFile(filepath.Join(d.dataDir(vm), consoleLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(f, "%s%d, %s ===\n", consoleMark, incarnation, d.cfg.Now().UTC().Format(time.RFC3339))
+	_, err = fmt.Fprintf(f, "%s, %s ===\n", text, d.cfg.Now().UTC().Format(time.RFC3339))
 	return errors.Join(err, f.Close())
 }
 
@@ -421,11 +363,11 @@ func (d *Daemon) markConsole(vm string, incarnation int) error {
 // text, for the reason of a VM that did not come up; "" when there is none.
 func (d *Daemon) lastWords(id string) string {
 	const lines, most = 5, 600 // bytes; a reason is one message, not a log
-	r := &logReader{path: filepath.Join(d.dataDir(id), consoleLog)}
-	defer r.close()
+	s := d.openLogSource(id, api.LogQuery{Log: api.LogConsole})
+	defer s.reader.close()
 	var tail []string
-	keep := func(line []byte) error {
-		text := strings.TrimSpace(strings.Map(printable, clip(string(line), most)))
+	err := s.read(true, func(e api.LogEntry) error {
+		text := strings.TrimSpace(strings.Map(printable, clip(e.Line, most)))
 		switch {
 		case strings.HasPrefix(text, consoleMark):
 			tail = nil
@@ -437,12 +379,9 @@ func (d *Daemon) lastWords(id string) string {
 		}
 		tail = append(tail, text)
 		return nil
-	}
-	if err := r.lines(keep); err != nil {
+	})
+	if err != nil {
 		return ""
-	}
-	if len(r.rest) > 0 {
-		keep(r.rest) //nolint:errcheck // returns nil; a console's last line often has no end
 	}
 	text := strings.Join(tail, " | ")
 	if len(text) > most {

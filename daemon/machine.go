@@ -55,11 +55,7 @@ func (d *Daemon) newMachine(vm *row.VM, mach hv.VM, withAgent bool, log *slog.Lo
 		exited: make(chan struct{}), lost: make(chan struct{}), drained: make(chan struct{}), news: make(chan struct{}, 1),
 	}
 	if withAgent {
-		logs, err := openLog(d.dataDir(vm.ID), vm.Incarnation)
-		if err != nil {
-			return nil, fmt.Errorf("open log: %w", err)
-		}
-		m.logs = logs
+		m.logs = d.newLog(vm.ID, vm.Incarnation)
 		m.agent = newAgent(mach.Agent())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -84,9 +80,7 @@ func (m *machine) close() {
 	}
 	m.wg.Wait()
 	if m.logs != nil {
-		if err := m.logs.close(); err != nil {
-			m.log.Warn("close log", keyErr, err)
-		}
+		m.logs.close()
 	}
 }
 
@@ -195,18 +189,36 @@ func checkHello(h wire.Hello, id string, incarnation int) error {
 	return nil
 }
 
-// drain keeps the guest's log lines.
+// drain keeps the guest's log lines. What cannot be written stays in the guest,
+// which does not wait: the log tells of what is lost.
 func (m *machine) drain(ctx context.Context) {
 	pause := helloPause
+	full, odd := false, false // it was said
 	for {
-		before := m.logs.lastSeq()
-		err := m.agent.logs(ctx, before, m.logs.keep)
-		if m.logs.lastSeq() != before {
-			pause = helloPause
+		before, err := m.logs.position()
+		if err == nil {
+			if err = m.agent.logs(ctx, before, m.logs.keep); err == nil {
+				err = m.logs.end(true)
+			}
 		}
-		var full *logError
-		if errors.As(err, &full) {
-			m.log.Warn("log lines lost", keyErr, err)
+		var unwritten *logError
+		var broken *streamError
+		switch {
+		case errors.As(err, &unwritten):
+			if !full {
+				m.log.Warn("log cannot be written; the guest holds its lines for as long as it can", keyErr, err)
+			}
+			full = true
+		case errors.As(err, &broken) && !odd:
+			m.log.Warn("the guest's log stream is not understood", keyErr, err)
+			odd = true
+		}
+		if after, err := m.logs.position(); err == nil && after != before {
+			pause = helloPause
+			if full && unwritten == nil {
+				m.log.Info("log is written again")
+				full = false
+			}
 		}
 		if !m.stays(ctx, pause) {
 			return

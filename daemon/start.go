@@ -165,7 +165,8 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	dir := d.runDir(vm.ID, vm.Incarnation)
 	spec := hv.Spec{
 		ID: vm.ID, Dir: dir, VCPUs: vm.CPUCores, MemoryMiB: vm.MemoryMB,
-		Kernel: d.blobPath(kernel.Digest), ConsoleLog: filepath.Join(d.dataDir(vm.ID), consoleLog), ConsoleLimit: logLimit,
+		Kernel: d.blobPath(kernel.Digest), ConsoleLog: filepath.Join(d.dataDir(vm.ID), consoleLog), ConsoleLimit: consoleLimit,
+		VMMLog: vmmLog(d.dataDir(vm.ID), vm.Incarnation),
 	}
 	if caps.Channel == hv.ChannelVsock {
 		spec.CID = vm.VsockCID
@@ -201,7 +202,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		})
 	})
 	g.Go(func() error {
-		if err := timed("console", func() error { return d.markConsole(vm.ID, vm.Incarnation) }); err != nil {
+		if err := timed("logs", func() error { return d.beginLogs(vm.ID, vm.Incarnation) }); err != nil {
 			return err
 		}
 		if agentKind == api.AgentNone {

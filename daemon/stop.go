@@ -247,12 +247,15 @@ func (w *worker) over(ctx context.Context, vm *row.VM, exit hv.Exit) error {
 	if vm.Status == api.VMStarting && vm.Desired == api.DesiredRunning && !vm.Replaced() && exit.Reason != exitHostReboot {
 		return w.failed(ctx, vm, bootReason(exit, last, w.d.lastWords(vm.ID)))
 	}
-	w.release()
-	if err := w.disconnect(ctx); err != nil {
-		return err
-	}
 	m, err := w.d.store.Manifest(ctx, vm.Manifest)
 	if err != nil {
+		return err
+	}
+	if agentKind(&m) != api.AgentNone {
+		w.endLog(vm)
+	}
+	w.release()
+	if err := w.disconnect(ctx); err != nil {
 		return err
 	}
 	now, err := w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
@@ -275,6 +278,21 @@ func (w *worker) over(ctx context.Context, vm *row.VM, exit hv.Exit) error {
 	}
 	w.log.Info("VM ended", keyName, now.Name, keyIncarnation, now.Incarnation, keyStatus, now.Status, keyReason, now.Reason)
 	return nil
+}
+
+// endLog notes in the log of an incarnation that it has ended, and what may be
+// missing when nobody read the log to its end.
+func (w *worker) endLog(vm *row.VM) {
+	l := w.d.newLog(vm.ID, vm.Incarnation)
+	if w.live != nil && w.live.logs != nil {
+		l = w.live.logs
+	}
+	if err := l.end(false); err != nil {
+		w.log.Warn("end of log not noted", keyErr, err)
+	}
+	if w.live == nil || w.live.logs != l {
+		l.close()
+	}
 }
 
 // outcome says what an ended machine's VM has become, and why.

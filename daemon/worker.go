@@ -29,7 +29,6 @@ type worker struct {
 	live     *machine
 	agent    atomic.Pointer[agent]
 	timeline atomic.Pointer[timeline]
-	logs     atomic.Pointer[logFile]
 }
 
 // errIdle is returned by a step that found nothing to do.
@@ -124,7 +123,6 @@ func (w *worker) sleep(ctx context.Context, d time.Duration) {
 func (w *worker) hold(m *machine) {
 	w.live = m
 	w.agent.Store(m.agent)
-	w.logs.Store(m.logs)
 }
 
 // release lets go of the machine, if there is one; it lives on.
@@ -133,7 +131,6 @@ func (w *worker) release() {
 		return
 	}
 	w.agent.Store(nil)
-	w.logs.Store(nil)
 	w.live.close()
 	w.live = nil
 }
@@ -244,6 +241,9 @@ func (w *worker) adopt(ctx context.Context, vm *row.VM) error {
 	if drv == nil {
 		w.log.Warn("VM left alone: its driver is not here", keyDriver, rec.Driver)
 		return errParked
+	}
+	if err := w.d.markConsole(vm.ID, consoleLost); err != nil {
+		w.log.Warn("console not marked", keyErr, err)
 	}
 	attachCtx, cancel := context.WithTimeout(ctx, w.d.t.launch)
 	defer cancel()

@@ -14,7 +14,7 @@ import (
 func TestEnumsComplete(t *testing.T) {
 	declared := map[string][]string{}
 	fset := token.NewFileSet()
-	for _, file := range []string{"event.go", "vm.go"} {
+	for _, file := range []string{"event.go", "vm.go", "log.go"} {
 		f, err := parser.ParseFile(fset, file, nil, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -38,7 +38,13 @@ func TestEnumsComplete(t *testing.T) {
 			return true
 		})
 	}
-	var states, types []string
+	var states, types, logs []string
+	for _, l := range LogNames() {
+		logs = append(logs, string(l))
+	}
+	if !slices.Equal(logs, declared["LogName"]) {
+		t.Errorf("LogNames() = %q, declared are %q", logs, declared["LogName"])
+	}
 	for _, s := range VMStates() {
 		states = append(states, string(s))
 	}

@@ -178,20 +178,3 @@ type Timeline struct {
 	Incarnation int            `json:"incarnation"`
 	Steps       []TimelineStep `json:"steps"`
 }
-
-// LogEntry is one line of a workload's output. Seq has no gaps within one
-// incarnation unless lines were lost to the ring's bound.
-type LogEntry struct {
-	Seq    uint64    `json:"seq"`
-	Time   time.Time `json:"time,omitzero"` // the console's lines have none
-	Stream string    `json:"stream"`        // "stdout", "stderr", "agent", "console"
-	Line   string    `json:"line"`
-}
-
-// LogQuery selects log lines.
-type LogQuery struct {
-	After   uint64 // entries with a greater Seq
-	Tail    int    // only the last n; 0 for all that are kept
-	Follow  bool
-	Console bool // the kernel console instead of the workload's output
-}

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"math"
@@ -13,11 +14,17 @@ import (
 func (s *Server) vmLogs(w http.ResponseWriter, r *http.Request) error {
 	q := newQuery(r)
 	lq := api.LogQuery{
-		After:   q.uint("after", math.MaxUint64),
-		Tail:    q.int("tail"),
-		Follow:  q.bool("follow", false),
-		Console: q.bool("console", false),
+		After:  q.uint("after", math.MaxUint64),
+		Tail:   q.tail("tail"),
+		Since:  q.time("since"),
+		Until:  q.time("until"),
+		Follow: q.bool("follow", false),
 	}
+	names := make([]string, 0, len(api.LogNames()))
+	for _, n := range api.LogNames() {
+		names = append(names, string(n))
+	}
+	lq.Log = api.LogName(q.oneOf("log", names...))
 	name, err := pathName("VM", r)
 	if err := errors.Join(err, q.err); err != nil {
 		return err
@@ -37,10 +44,17 @@ func (s *Server) vmLogs(w http.ResponseWriter, r *http.Request) error {
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	enc := json.NewEncoder(out)
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
-	err = s.svc.VMLogs(ctx, name, lq, func(e api.LogEntry) error {
-		if err := enc.Encode(e); err != nil {
+	err = s.svc.VMLogs(ctx, name, lq, func(entries []api.LogEntry) error {
+		buf.Reset()
+		for i := range entries {
+			if err := enc.Encode(&entries[i]); err != nil {
+				return err
+			}
+		}
+		if _, err := out.Write(buf.Bytes()); err != nil {
 			return err
 		}
 		return out.flush()
@@ -56,7 +70,7 @@ func (s *Server) vmLogs(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	e := s.publicError(r, w.Header().Get(api.HeaderRequestID), err)
-	if encErr := enc.Encode(api.ErrorBody{Error: *e}); encErr != nil {
+	if encErr := json.NewEncoder(out).Encode(api.ErrorBody{Error: *e}); encErr != nil {
 		return encErr
 	}
 	return out.flush()

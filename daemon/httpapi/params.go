@@ -56,9 +56,11 @@ func stopParams() []param {
 func logParams() []param {
 	return []param{
 		{"after", "integer", "only lines with a greater seq"},
-		{"tail", "integer", "only the last lines, this many"},
-		{"follow", "boolean", "go on with new lines as they come"},
-		{"console", "boolean", "the kernel console instead of the workload's output"},
+		{"tail", "string", "only the last lines, this many; 0 for none of those that are there already, all (default)"},
+		{"since", "string", "only lines of this time (RFC 3339) and later; workload only"},
+		{"until", "string", "only lines before this time (RFC 3339), when following ends too; workload only"},
+		{"follow", "boolean", "go on with new lines as they come, until the VM has ended for good"},
+		{"log", "string", "workload (default), console or vmm"},
 	}
 }
 
@@ -134,6 +136,35 @@ func (q *query) uint(name string, limit uint64) uint64 {
 }
 
 func (q *query) int(name string) int { return int(q.uint(name, math.MaxInt32)) }
+
+// tail reads how many of the last lines are wanted, as api.LogQuery has it.
+func (q *query) tail(name string) int {
+	v := q.values.Get(name)
+	if v == "" || v == "all" {
+		return 0
+	}
+	n, err := strconv.ParseUint(v, 10, 31)
+	if err != nil {
+		q.fail(name, v, "a whole number or all")
+	}
+	if n == 0 {
+		return api.TailNone
+	}
+	return int(n)
+}
+
+// time reads a time, zero when it is not given.
+func (q *query) time(name string) time.Time {
+	v := q.values.Get(name)
+	if v == "" {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339, v)
+	if err != nil {
+		q.fail(name, v, "a time such as 2026-01-31T15:04:05Z (RFC 3339)")
+	}
+	return t
+}
 
 func (q *query) bool(name string, def bool) bool {
 	v := q.values.Get(name)

@@ -26,8 +26,9 @@ type Service interface {
 	// was removed because it had ended has stopped: it is returned for a while.
 	WaitVM(ctx context.Context, name string, what api.VMWait) (api.VM, error)
 	VMTimeline(ctx context.Context, name string) (api.Timeline, error)
-	// VMLogs yields lines until there are no more, or for ever with q.Follow.
-	VMLogs(ctx context.Context, name string, q api.LogQuery, yield func(api.LogEntry) error) error
+	// VMLogs yields lines in batches, each valid until yield returns, until there
+	// are no more; with q.Follow until the VM has ended for good.
+	VMLogs(ctx context.Context, name string, q api.LogQuery, yield func([]api.LogEntry) error) error
 	// VMWorkload proxies HTTP, upgrades included, to the workload's base URL
 	// through the agent channel.
 	VMWorkload(ctx context.Context, name string) (http.Handler, error)

@@ -1,7 +1,6 @@
 package volar
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"slices"
@@ -20,7 +19,8 @@ type vmsCmd struct {
 	Stop     stopCmd     `cmd:"" help:"Stop VMs."`
 	Restart  restartCmd  `cmd:"" help:"Stop VMs and start them again."`
 	Delete   deleteCmd   `cmd:"" help:"Stop and delete VMs with their disks and addresses."`
-	Logs     logsCmd     `cmd:"" help:"Print what a VM's workload wrote."`
+	Logs     logsCmd     `cmd:"" help:"Print what a VM's workload, console or VMM wrote."`
+	Console  consoleCmd  `cmd:"" help:"Watch a VM's console; ctrl-p ctrl-q leaves it."`
 	Timeline timelineCmd `cmd:"" help:"Show the steps of a VM's last start."`
 }
 
@@ -215,49 +215,6 @@ func sortedKeys(m map[string]string) []string {
 	}
 	slices.Sort(keys)
 	return keys
-}
-
-type logsCmd struct {
-	Name       string `arg:"" help:"Name or id of the VM." complete:"vms"`
-	Follow     bool   `short:"f" help:"Go on with new lines as they come."`
-	Tail       int    `short:"n" help:"Only the last lines, this many." placeholder:"N"`
-	Timestamps bool   `short:"t" help:"Begin each line with its time; the console's lines have none."`
-	Console    bool   `help:"The kernel console instead of the workload's output."`
-}
-
-// Run prints log lines.
-func (cmd *logsCmd) Run(c *cli) error {
-	if cmd.Tail < 0 {
-		return usagef("--tail cannot be negative")
-	}
-	if c.output == outputName {
-		return usagef("-o name: lines have no names")
-	}
-	if err := api.ValidateName("VM", cmd.Name); err != nil {
-		return err
-	}
-	cl, err := c.daemon()
-	if err != nil {
-		return err
-	}
-	out := bufio.NewWriter(c.stdout)
-	err = cl.VMLogs(c.ctx, cmd.Name, api.LogQuery{Follow: cmd.Follow, Tail: cmd.Tail, Console: cmd.Console}, func(e api.LogEntry) error {
-		if c.output != outputTable {
-			return c.writeItem(e)
-		}
-		if cmd.Timestamps && !e.Time.IsZero() {
-			_, _ = out.WriteString(e.Time.Format(time.RFC3339Nano) + " ") // Flush meets the error
-		}
-		_, _ = out.WriteString(e.Line + "\n")
-		if cmd.Follow {
-			return out.Flush()
-		}
-		return nil
-	})
-	if flushErr := out.Flush(); err == nil {
-		err = flushErr
-	}
-	return err
 }
 
 type timelineCmd struct {

@@ -43,7 +43,7 @@ type grammar struct {
 	PS   listCmd      `cmd:"" name:"ps" help:"List VMs (vms list)."`
 	Stop stopCmd      `cmd:"" help:"Stop VMs (vms stop)."`
 	RM   deleteCmd    `cmd:"" name:"rm" help:"Delete VMs (vms delete)."`
-	Logs logsCmd      `cmd:"" help:"Print what a VM's workload wrote (vms logs)."`
+	Logs logsCmd      `cmd:"" help:"Print what a VM's workload, console or VMM wrote (vms logs)."`
 	Pull imagePullCmd `cmd:"" help:"Get images from their registries (images pull)."`
 	RMI  imageRMCmd   `cmd:"" name:"rmi" help:"Remove images (images rm)."`
 
