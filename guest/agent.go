@@ -127,16 +127,16 @@ func (a *agent) getLogs(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
 	flush := http.NewResponseController(w).Flush
+	var buf []byte
 	for {
 		entries, more := a.ring.since(after, logBatch)
-		for _, e := range entries {
-			if enc.Encode(e) != nil {
+		for i := range entries {
+			buf = appendEntry(buf[:0], &entries[i])
+			if _, err := w.Write(buf); err != nil {
 				return
 			}
-			after = e.Seq
+			after = entries[i].Seq
 		}
 		if flush() != nil {
 			return

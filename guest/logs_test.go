@@ -1,6 +1,8 @@
 package guest
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -137,5 +139,28 @@ func TestLogger(t *testing.T) {
 	entries, _ := sink.ring.since(0, 10)
 	if len(entries) != 2 || entries[0].Data != "msg=early pid=7" || entries[0].Stream != wire.Agent {
 		t.Errorf("the ring holds %+v", entries)
+	}
+}
+
+// FuzzAppendEntry holds the encoding of entries against the decoder that the host
+// uses.
+func FuzzAppendEntry(f *testing.F) {
+	f.Add(uint64(1), int64(1e18), "plain", false)
+	f.Add(uint64(1<<64-1), int64(-1), "\x00\x1f\"\\ é\u2028\U0001f600<&>\x7f", true)
+	f.Fuzz(func(t *testing.T, seq uint64, ns int64, data string, partial bool) {
+		e := wire.LogEntry{Seq: seq, Time: time.Unix(0, ns).UTC(), Stream: wire.Stderr, Data: strings.ToValidUTF8(data, "\uFFFD"), Partial: partial}
+		b := appendEntry(nil, &e)
+		var got wire.LogEntry
+		if err := json.Unmarshal(b, &got); err != nil || got != e || bytes.IndexByte(b, '\n') != len(b)-1 {
+			t.Errorf("%q becomes %+v, %v; want %+v", b, got, err, e)
+		}
+	})
+}
+
+func BenchmarkAppendEntry(b *testing.B) {
+	e := wire.LogEntry{Seq: 1e6, Time: time.Now(), Stream: wire.Stdout, Data: strings.Repeat("x", 100)}
+	var buf []byte
+	for b.Loop() {
+		buf = appendEntry(buf[:0], &e)
 	}
 }
