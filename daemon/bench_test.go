@@ -1,8 +1,11 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -178,4 +181,32 @@ func residentBytes(t *testing.T) int64 {
 		t.Fatal(err)
 	}
 	return kib << 10
+}
+
+// BenchmarkLogs is how fast the lines of a guest that never ends get from its
+// stream to the disk.
+func BenchmarkLogs(b *testing.B) {
+	line := []byte(`{"seq":1,"time":"2026-01-01T00:00:00.123456789Z","stream":"stdout","data":"` + strings.Repeat("x", 80) + `"}` + "\n")
+	head, rest := line[:len(`{"seq":`)], line[len(`{"seq":1`):]
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := bufio.NewWriterSize(w, 64<<10)
+		for seq := 1; seq <= b.N; seq++ {
+			_, _ = out.Write(head)
+			_, _ = out.WriteString(strconv.Itoa(seq))
+			_, _ = out.Write(rest)
+		}
+		_ = out.Flush()
+	}))
+	defer srv.Close()
+	a := newAgent(dialer{srv.Listener.Addr().String()})
+	defer a.close()
+	l := testLogFile(b.TempDir(), 1)
+	l.limit = logLimit
+	defer l.close()
+	b.SetBytes(80)
+	b.ReportAllocs()
+	b.ResetTimer()
+	if err := a.logs(b.Context(), 0, l.keep); err != nil {
+		b.Fatal(err)
+	}
 }

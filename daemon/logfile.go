@@ -22,6 +22,14 @@ const (
 	logLimit = 4 << 20
 	// logTail is how much of a log's end is read to go on with it, at first.
 	logTail = 64 << 10
+	// logRate is how fast lines are taken from a guest in the long run, in bytes
+	// a second, and logBurst how many at once: more than is kept. It bounds what
+	// a flood costs the daemon to about a tenth of a processor; a guest whose
+	// buffer runs over meanwhile loses lines, which its log tells.
+	logRate  = 4 << 20
+	logBurst = 2 * logLimit
+	// logLineCost is what a line counts beside its text.
+	logLineCost = 80
 	// maxClockAhead is how far a guest's clock may be ahead of the host's.
 	maxClockAhead = time.Minute
 )

@@ -402,6 +402,27 @@ func TestLogsUnwritable(t *testing.T) {
 	}
 }
 
+// TestLogsPaced wants a guest that floods to be read no faster than is needed to
+// keep what can be kept.
+func TestLogsPaced(t *testing.T) {
+	w := newWorld(t)
+	d := w.start(options{})
+	d.equip()
+	vm := d.create("web", "serve")
+	d.must("web", api.WaitHealthy)
+	g := w.guest(vm.ID)
+	begin := time.Now()
+	text := strings.Repeat("x", wire.MaxLogLine)
+	for size := 0; size < logBurst+logRate; size += len(text) {
+		g.print(wire.Stdout, text)
+	}
+	g.print(wire.Stdout, "the last")
+	d.wantLine("the last")
+	if took := time.Since(begin); took < 900*time.Millisecond {
+		t.Errorf("%d MiB were read in %v", (logBurst+logRate)>>20, took)
+	}
+}
+
 func TestVMMLog(t *testing.T) {
 	ctx := context.Background()
 	w := newWorld(t)

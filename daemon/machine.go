@@ -194,10 +194,21 @@ func checkHello(h wire.Hello, id string, incarnation int) error {
 func (m *machine) drain(ctx context.Context) {
 	pause := helloPause
 	full, odd := false, false // it was said
+	pace := pacer{rate: logRate, burst: logBurst}
+	keep := func(entries []wire.LogEntry) error {
+		size := 0
+		for i := range entries {
+			size += len(entries[i].Data) + logLineCost
+		}
+		if d := pace.spend(time.Now(), size); d > 0 {
+			m.stays(ctx, d) // the last lines of one that has ended need not wait
+		}
+		return m.logs.keep(entries)
+	}
 	for {
 		before, err := m.logs.position()
 		if err == nil {
-			if err = m.agent.logs(ctx, before, m.logs.keep); err == nil {
+			if err = m.agent.logs(ctx, before, keep); err == nil {
 				err = m.logs.end(true)
 			}
 		}
