@@ -44,7 +44,7 @@ func TestBudgets(t *testing.T) {
 	for _, m := range []struct {
 		name    string
 		measure func(*testing.T) []budget
-	}{{"binary", benchBinary}, {"version", benchVersion}, {"initramfs", benchInitramfs}, {"api", benchAPI}, {"ready", benchReady}, {"exec", benchExec}, {"images", benchImages}} {
+	}{{"binary", benchBinary}, {"version", benchVersion}, {"initramfs", benchInitramfs}, {"api", benchAPI}, {"ready", benchReady}, {"exec", benchExec}, {"logs", benchLogs}, {"images", benchImages}} {
 		t.Run(m.name, func(t *testing.T) { all = append(all, m.measure(t)...) })
 	}
 	fmt.Printf("\n%-28s %9s %9s  %-8s %s\n", "name", "measured", "limit", "verdict", "how")

@@ -332,3 +332,47 @@ func TestLogsFullDisk(t *testing.T) {
 	t.Logf("%d lines up to %d; %d told to be lost", l.lines, l.number, l.lost)
 	h.volar("vms", "delete", "web", "--force")
 }
+
+// benchLogs compares how many lines a second get from a workload that writes as
+// fast as it can into its log, with how many a command's stream carries.
+func benchLogs(t *testing.T) []budget {
+	h := newHost(t)
+	h.start()
+	h.installTools(t)
+	c := h.client()
+	const length = 5 * time.Second
+	line := strings.Repeat("x", 99)
+	h.volar("vms", "create", "web", "--plugin", "tools", "--wait=healthy")
+	s, err := c.Exec(t.Context(), "web", api.Exec{Args: []string{"busybox", "yes", line}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out countWriter
+	time.AfterFunc(length, func() { s.Close() })
+	_, _ = s.Copy(nil, &out, &out) // ends with the session
+	h.volar("vms", "delete", "web", "--force")
+	createShell(t, c, "flood", "exec busybox yes "+line)
+	time.Sleep(time.Second)
+	kept := func() (n uint64) {
+		// Told losses have a number each, however many they are.
+		if err := c.VMLogs(t.Context(), "flood", api.LogQuery{Tail: 1}, func(e api.LogEntry) error { n = e.Seq; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	begin, first := time.Now(), kept()
+	time.Sleep(length)
+	logged := float64(kept()-first) / time.Since(begin).Seconds()
+	h.volar("vms", "delete", "flood", "--force")
+	streamed := float64(out) / 100 / length.Seconds()
+	return []budget{{name: "log-throughput", value: streamed / logged, limit: 30, unit: "x",
+		detail: fmt.Sprintf("lines of 100 bytes a second: %.0f of a command's output ÷ %.0f into the log, of a workload that floods", streamed, logged)}}
+}
+
+// countWriter counts what is written to it.
+type countWriter int64
+
+func (w *countWriter) Write(p []byte) (int, error) {
+	*w += countWriter(len(p))
+	return len(p), nil
+}
