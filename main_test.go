@@ -56,7 +56,7 @@ func arrows() map[string][]string {
 		"hv/hvtest":                  {"hv", "hv/vmm", "guest/wire", "initramfs", "hv/hvtest/guest"},
 		"hv/hvtest/guest":            {"guest/wire"},
 		"hv/hvtest/guest/init":       {"guest/wire", "hv/hvtest/guest"},
-		"guest":                      {"guest/wire", "client/api/stdio"},
+		"guest":                      {"guest/wire", "client/api/archive", "client/api/stdio"},
 		"guest/wire":                 {},
 		"build":                      {"client/api", "initramfs", "build/dockerfile", "build/erofs", "build/layers", "build/oci", "build/superblock"},
 		"build/dockerfile":           {},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -19,7 +20,7 @@ import (
 
 const (
 	// maxBody bounds the bodies of the agent's own routes, in bytes, but for
-	// wire.MaxExec.
+	// wire.MaxExec and archives.
 	maxBody = 64 << 10
 	// maxHeader bounds a request's header, in bytes: proxied requests may carry
 	// large cookies.
@@ -43,6 +44,7 @@ type agent struct {
 	hub      *hub
 	commands *commands
 	sessions *sessions
+	archives *archives
 	quit     <-chan struct{}        // closed when every request shall come to its end
 	workload *httputil.ReverseProxy // nil where there is none to proxy to
 }
@@ -66,6 +68,9 @@ func (a *agent) handler() http.Handler {
 	mux.HandleFunc("POST "+wire.PathClock, a.postClock)
 	mux.HandleFunc("POST "+wire.PathExec, a.postExec)
 	mux.HandleFunc("POST "+wire.PathAttach, a.postAttach)
+	mux.HandleFunc("GET "+wire.PathStat, a.getStat)
+	mux.HandleFunc("GET "+wire.PathArchive, a.getArchive)
+	mux.HandleFunc("PUT "+wire.PathArchive, a.putArchive)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, fmt.Errorf("the agent has no %s %s", r.Method, r.URL.Path))
 	})
@@ -77,8 +82,11 @@ func (a *agent) handler() http.Handler {
 			return
 		}
 		limit := int64(maxBody)
-		if r.URL.Path == wire.PathExec {
+		switch r.URL.Path {
+		case wire.PathExec:
 			limit = wire.MaxExec
+		case wire.PathArchive:
+			limit = math.MaxInt64 // of which nothing is kept in memory
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		mux.ServeHTTP(w, r)

@@ -235,7 +235,8 @@ func (k *kestrel) endHub(err error) {
 func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 	a := &agent{
 		hub: k.hub, commands: newCommands(k.sys, k.log, k.reaper, k.resolveExec, k.quit), sessions: new(sessions),
-		log: k.log, hello: k.hello, setClock: k.sys.SetClock, status: k.status, ring: k.ring,
+		archives: newArchives(k.sys, func() bool { return k.workload.Load() != nil }),
+		log:      k.log, hello: k.hello, setClock: k.sys.SetClock, status: k.status, ring: k.ring,
 		workload: k.proxy, quit: k.quit,
 		shutdown: func(s wire.Shutdown) {
 			if s.Grace > 0 {

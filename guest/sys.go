@@ -91,6 +91,8 @@ type Files interface {
 	Lstat(path string) (fs.FileInfo, error)
 	Readlink(path string) (string, error)
 	Rename(from, to string) error
+	// OpenRoot opens a directory to work in it, and nowhere else.
+	OpenRoot(path string) (*os.Root, error)
 }
 
 // Processes is the part of Sys that deals in processes.
@@ -173,6 +175,7 @@ func (r rooted) Stat(path string) (fs.FileInfo, error)        { return os.Stat(r
 func (r rooted) Lstat(path string) (fs.FileInfo, error)       { return os.Lstat(r.at(path)) }
 func (r rooted) Readlink(path string) (string, error)         { return os.Readlink(r.at(path)) }
 func (r rooted) Rename(from, to string) error                 { return os.Rename(r.at(from), r.at(to)) }
+func (r rooted) OpenRoot(path string) (*os.Root, error)       { return os.OpenRoot(r.at(path)) }
 func (r rooted) Open(path string, flag int) (*os.File, error) {
 	return os.OpenFile(r.at(path), flag, 0)
 }

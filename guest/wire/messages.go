@@ -15,7 +15,8 @@ const (
 
 // Error is the body of every answer that is not a success.
 type Error struct {
-	Message string `json:"message"`
+	Message string    `json:"message"`
+	Code    ErrorCode `json:"code,omitempty"` // on the routes that say so
 }
 
 // Hello is the agent's first word.
