@@ -42,7 +42,7 @@ func arrows() map[string][]string {
 		"client/api/stdio":           {},
 		"daemon":                     {"client/api", "client/api/stdio", "guest/wire", "hv", "ipam", "initramfs", "store/row", "daemon/ext4"}, // initramfs: the daemon packs the agent's segment
 		"daemon/httpapi":             {"client/api", "client/api/stdio"},
-		"daemon/httpapi/httpapitest": {"client/api", "client/api/stdio", "daemon/httpapi"},
+		"daemon/httpapi/httpapitest": {"client/api", "client/api/archive", "client/api/stdio", "daemon/httpapi"},
 		"daemon/ext4":                {},
 		"daemon/netdev":              {"ipam"}, // the bridge obeys the pool's rules about prefix and gateway
 		"store":                      {"client/api", "ipam", "store/row"},

@@ -35,6 +35,7 @@ const (
 type agentError struct {
 	status  int
 	message string
+	code    wire.ErrorCode // of the routes that have codes
 }
 
 func (e *agentError) Error() string { return e.message }
@@ -71,7 +72,7 @@ func (a *agent) session(ctx context.Context, path string, body any) (io.ReadWrit
 	if json.Unmarshal(text, &e) != nil || e.Message == "" {
 		e.Message = "no message"
 	}
-	return nil, &agentError{resp.StatusCode, clip(e.Message, maxStepText)}
+	return nil, &agentError{status: resp.StatusCode, message: clip(e.Message, maxStepText)}
 }
 
 // VMExec runs a command in a VM beside its workload, and returns the connection
@@ -82,23 +83,9 @@ func (d *Daemon) VMExec(ctx context.Context, name string, e api.Exec) (io.ReadWr
 	if err := e.Validate(); err != nil {
 		return nil, err
 	}
-	vm, err := d.find(ctx, name)
+	vm, a, err := d.reach(ctx, name, "commands run in a VM that is running")
 	if err != nil {
 		return nil, err
-	}
-	if err := d.hasAgent(ctx, &vm); err != nil {
-		return nil, err
-	}
-	if vm.Status != api.VMRunning {
-		return nil, wrongState(&vm, "commands run in a VM that is running")
-	}
-	w := d.worker(vm.ID)
-	var a *agent
-	if w != nil {
-		a = w.agent.Load()
-	}
-	if a == nil {
-		return nil, silentAgent(&vm)
 	}
 	in := wire.Exec{
 		Args: e.Args, Workdir: e.Workdir, User: e.User, TTY: e.TTY, Stdin: e.Stdin, Rows: e.Rows, Cols: e.Cols, Term: e.Term,

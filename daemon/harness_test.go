@@ -801,6 +801,7 @@ func (g *fakeGuest) handler() http.Handler {
 		g.shutdown(how)
 	})
 	g.handleSessions(mux)
+	handleFiles(mux)
 	mux.HandleFunc(wire.PathWorkload+"/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s", r.Method, strings.TrimPrefix(r.URL.Path, wire.PathWorkload))
 	})

@@ -64,6 +64,20 @@ func logParams() []param {
 	}
 }
 
+func fileParams() []param {
+	return []param{
+		{"path", "string", "absolute path in the VM; links on the way are followed; with /. at its end the archive holds what is in it"},
+		{"follow", "boolean", "follow the file itself, if it is a link"},
+	}
+}
+
+func unpackParams() []param {
+	return []param{
+		{"path", "string", "absolute path of a directory in the VM; links are followed"},
+		{"keep", "boolean", "keep owners and set-id bits; without it the files are root's"},
+	}
+}
+
 func eventParams() []param {
 	return []param{
 		{"after", "integer", "only events with a greater seq; the header Last-Event-ID goes before it"},

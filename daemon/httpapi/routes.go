@@ -55,6 +55,7 @@ const (
 	mediaNDJSON = "application/x-ndjson"
 	mediaSSE    = "text/event-stream"
 	mediaBytes  = "application/octet-stream"
+	mediaTar    = "application/x-tar"
 )
 
 // routes returns the table of all routes.
@@ -80,6 +81,9 @@ func routes() []route {
 		{method: get, path: "/vms/{name}/logs", id: "vmLogs", summary: "Stream the workload's output or the console, a JSON object a line", query: logParams(), status: 200, reply: api.LogEntry{}, media: mediaNDJSON, handle: (*Server).vmLogs},
 		{method: post, path: "/vms/{name}/exec", id: "execVM", summary: "Run a command in a VM: switches to the protocol of its streams", body: api.Exec{}, status: 101, handle: (*Server).execVM},
 		{method: post, path: "/vms/{name}/attach", id: "attachVM", summary: "Connect with the workload: switches to the protocol of its streams", status: 101, handle: (*Server).attachVM},
+		{method: get, path: "/vms/{name}/stat", id: "statFile", summary: "Describe a file in a VM", query: fileParams(), status: 200, reply: api.File{}, handle: (*Server).statFile},
+		{method: get, path: "/vms/{name}/archive", id: "getArchive", summary: "Get a file in a VM and all below it as a tar stream; what goes wrong after its beginning is in the trailer " + api.TrailerError, query: fileParams(), status: 200, media: mediaTar, handle: (*Server).getArchive},
+		{method: put, path: "/vms/{name}/archive", id: "putArchive", summary: "Unpack a tar stream into a directory of a VM", query: unpackParams(), upload: mediaTar, status: 204, handle: (*Server).putArchive},
 		{path: "/vms/{name}/agent/{path...}", id: "vmAgent", summary: "Pass any request on to the workload at its base URL", status: 200, media: "*/*", handle: (*Server).vmAgent},
 
 		{method: get, path: "/plugins", id: "listPlugins", summary: "List plugins", status: 200, reply: pluginList{}, handle: (*Server).listPlugins},

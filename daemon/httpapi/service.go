@@ -37,6 +37,13 @@ type Service interface {
 	// stdio.Protocol; the caller closes it. ctx bounds the asking only.
 	VMExec(ctx context.Context, name string, e api.Exec) (io.ReadWriteCloser, error)
 	VMAttach(ctx context.Context, name string) (io.ReadWriteCloser, error)
+	// VMStat describes a file in a VM. VMCopyFrom returns an archive of it, which
+	// the caller closes; an *api.Error of its Read came after an archive that
+	// nobody takes for whole, any other may have left one that looks like it.
+	// VMCopyTo unpacks an archive into a directory. ctx bounds all of it.
+	VMStat(ctx context.Context, name, path string, follow bool) (api.File, error)
+	VMCopyFrom(ctx context.Context, name, path string, follow bool) (io.ReadCloser, error)
+	VMCopyTo(ctx context.Context, name, path string, keep bool, r io.Reader) error
 
 	// InstallPlugin needs the artifacts' blobs to be there.
 	InstallPlugin(ctx context.Context, m api.Manifest) (api.Plugin, error)

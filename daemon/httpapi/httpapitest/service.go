@@ -47,6 +47,11 @@ type Service struct {
 	Connect func(net.Conn)
 	// Logs is what every VM has written. Set once before use.
 	Logs []api.LogEntry
+	// Files is a directory that is the root of every VM. Set once before use.
+	Files string
+	// CopyFrom, if set, is what a VM sends as the archive of a file. Set once
+	// before use.
+	CopyFrom func(f api.File) io.ReadCloser
 	// ImageConfig is the configuration of every image that is pulled. Set once before
 	// use.
 	ImageConfig api.ImageConfig
