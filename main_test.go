@@ -32,7 +32,7 @@ func arrows() map[string][]string {
 		"":                           {"roles"},
 		"roles":                      {"roles/*"},
 		"roles/cmdline":              {},
-		"roles/volar":                {"roles/cmdline", "client", "client/api", "client/api/stdio", "build", "build/*", "initramfs"},
+		"roles/volar":                {"roles/cmdline", "client", "client/api", "client/api/archive", "client/api/stdio", "build", "build/*", "initramfs"},
 		"roles/volantd":              heavy,
 		"roles/kestrel":              {"guest", "guest/wire"},
 		"roles/fledge":               {"roles/cmdline", "build", "build/*", "initramfs", "client/api"},

@@ -132,11 +132,11 @@ func (a *archives) find(p string, follow bool) (file, error) {
 	if err != nil {
 		return file{}, fileErrorf(wire.ErrorConflict, "%q: %w", p, archive.Cause(err))
 	}
-	f.name = path.Base(strings.TrimRight(p, "/"))
-	if f.name == "." || f.name == ".." || f.name == "/" {
+	asked := path.Base(strings.TrimRight(p, "/")) // "." of what was only slashes
+	f.contents = asked == "."
+	if f.name = asked; asked == "." || asked == ".." {
 		f.name = path.Base(f.at)
 	}
-	f.contents = last == "." || f.at == "/"
 	f.dir = last == "" || last == "." || last == ".."
 	return f, nil
 }

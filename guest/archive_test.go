@@ -188,14 +188,16 @@ func TestGetArchive(t *testing.T) {
 	g.put(t, "/proc/1/f", "no", 0o640)
 	g.link(t, "data", "/link")
 	g.link(t, "/proc/1", "/data/proc")
+	g.link(t, "/", "/data/sub/root")
 	for path, want := range map[string]string{
-		"/data":        "data/ data/proc data/sub/ data/sub/f",
-		"/data/":       "data/ data/proc data/sub/ data/sub/f",
-		"/data/sub/.":  "./ ./f",
+		"/data":        "data/ data/proc data/sub/ data/sub/f data/sub/root",
+		"/data/":       "data/ data/proc data/sub/ data/sub/f data/sub/root",
+		"/data/sub/.":  "./ ./f ./root",
+		"/data/sub/./": "./ ./f ./root",
 		"/data/sub/f":  "f",
 		"/link":        "link",
-		"/link/.":      "./ ./proc ./sub/ ./sub/f",
-		"/link/sub":    "sub/ sub/f",
+		"/link/.":      "./ ./proc ./sub/ ./sub/f ./sub/root",
+		"/link/sub":    "sub/ sub/f sub/root",
 		"/dev/shm":     "shm/ shm/f",
 		"/dev/shm/f":   "f",
 		"/proc":        "conflict",
@@ -220,6 +222,13 @@ func TestGetArchive(t *testing.T) {
 	all := g.request(t, "GET", wire.PathArchive, url.Values{"path": {"/"}}, nil)
 	if got := archiveNames(t, all.Body); strings.Contains(got, "proc/1") || strings.Contains(got, "shm/f") || !strings.Contains(got, "./data/sub/f ") && !strings.HasSuffix(got, "./data/sub/f") {
 		t.Errorf("archive of / = %s", got)
+	}
+	// Whoever asked knows the names by the path alone.
+	root := g.request(t, "GET", wire.PathArchive, url.Values{"path": {"/data/sub/root/"}}, nil)
+	for _, name := range strings.Fields(archiveNames(t, root.Body)) {
+		if !strings.HasPrefix(name, "root/") {
+			t.Errorf("the archive of a link to / holds %s", name)
+		}
 	}
 	if resp := g.request(t, "GET", wire.PathArchive, url.Values{"path": {"/link"}, "follow": {"true"}}, nil); archiveNames(t, resp.Body) == "link" {
 		t.Error("the link was not followed")

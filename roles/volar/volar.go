@@ -27,7 +27,7 @@ import (
 // grammar is the whole command line.
 type grammar struct {
 	Host    string           `help:"Address of volantd, as unix:///path (default: unix:///run/volant/volantd.sock)." env:"VOLANT_HOST" placeholder:"ADDR"`
-	API     string           `help:"Earlier name of --host." name:"api" short:"a" env:"VOLANT_API_BASE" hidden:""`
+	API     string           `help:"Earlier name of --host." name:"api" env:"VOLANT_API_BASE" hidden:""`
 	Output  string           `help:"How to print: ${enum}." short:"o" enum:"table,json,yaml,name" default:"table" placeholder:"FORM"`
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
@@ -49,6 +49,7 @@ type grammar struct {
 
 	Exec   execCmd   `cmd:"" help:"Run a command in a VM."`
 	Attach attachCmd `cmd:"" help:"Connect with a VM's workload; ctrl-p ctrl-q leaves it."`
+	CP     cpCmd     `cmd:"" name:"cp" help:"Copy files between this machine and a VM."`
 
 	Doctor     doctorCmd     `cmd:"" help:"Look what can run VMs here, and what is missing."`
 	Completion completionCmd `cmd:"" help:"Print a completion script for a shell."`
@@ -101,6 +102,9 @@ func (c *cli) run(args []string) (status int) {
 	c.model = parser.Model
 	if len(args) == 0 {
 		args = []string{"--help"}
+	}
+	if args[0] == "-a" { // the earlier short form of --api; behind cp it is cp's own
+		args = append([]string{"--api"}, args[1:]...)
 	}
 	kctx, err := parser.Parse(args)
 	if err != nil {

@@ -32,7 +32,7 @@ func noon() time.Time { return time.Date(2026, 11, 1, 13, 0, 0, 0, time.UTC) }
 // TestScripts runs testdata/script. Each script has a daemon of its own, whose
 // VMs behave as their names say: a VM called slow never gets ready, one called
 // bad crashes, one called weak never gets healthy. Its user is logged in to
-// private.example. Commands beyond testscript's:
+// private.example. The files of every VM are those in root. Commands beyond testscript's:
 //
 //	volar ARGS...      run volar, with the file stdin ($WORK expanded) as input;
 //	                   it must succeed unless ! stands in front
@@ -56,7 +56,8 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			svc := &httpapitest.Service{
-				Boot: map[string]string{"slow": "starting", "bad": "the workload exited with status 3", "weak": "running"},
+				Files: filepath.Join(env.WorkDir, "root"), // of VMs
+				Boot:  map[string]string{"slow": "starting", "bad": "the workload exited with status 3", "weak": "running"},
 				Logs: []api.LogEntry{
 					{Seq: 1, Time: noon(), Stream: "stdout", Line: "hello"}, {Seq: 2, Time: noon(), Stream: "stderr", Line: "<world>"},
 					{Seq: 3, Time: noon(), Stream: "console", Line: "Linux version 6.12"},
@@ -233,6 +234,10 @@ func TestHost(t *testing.T) {
 		if status != exitUnavailable || !strings.Contains(stderr, c.want) {
 			t.Errorf("%+v: status %d, stderr %q", c, status, stderr)
 		}
+	}
+	t.Setenv("VOLANT_HOST", "")
+	if status, _, stderr := run(t, "-a", dir+"/d", "ps"); status != exitUnavailable || !strings.Contains(stderr, dir+"/d") {
+		t.Errorf("-a: status %d, stderr %q", status, stderr)
 	}
 	t.Setenv("VOLANT_HOST", "http://127.0.0.1:7777")
 	if status, _, stderr := run(t, "ps"); status != exitUsage || !strings.Contains(stderr, "hint: give unix:///path") {

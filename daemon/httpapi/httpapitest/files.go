@@ -95,7 +95,7 @@ func (s *Service) VMCopyFrom(ctx context.Context, name, p string, follow bool) (
 		return nil, err
 	}
 	as := f.Name
-	if p == "/" || strings.HasSuffix(p, "/.") {
+	if strings.Trim(p, "/") == "" || strings.HasSuffix(p, "/.") {
 		as = "."
 	}
 	if s.CopyFrom != nil {
