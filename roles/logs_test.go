@@ -35,7 +35,6 @@ type lineCheck struct {
 	lines  uint64
 	lost   uint64
 	gap    uint64 // lines that were told to be lost since number
-	agent  uint64 // the agent's lines since number: they may be among the lost
 	err    error  // the first
 }
 
