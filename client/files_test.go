@@ -93,6 +93,21 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// endless yields zeros.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// TestCopyToEndless is refused at once, though it would be sent for ever.
+func TestCopyToEndless(t *testing.T) {
+	c := filesOf(t, &httpapitest.Service{})
+	start := time.Now()
+	err := c.CopyTo(t.Context(), "web", "/none", false, endless{})
+	if took := time.Since(start); api.CodeOf(err) != api.CodeNotFound || took > 5*time.Second {
+		t.Errorf("CopyTo = %v after %v, want not_found at once", err, took)
+	}
+}
+
 // brokenArchive yields some of an archive, and then an error.
 type brokenArchive struct {
 	io.Reader

@@ -266,9 +266,15 @@ func readJSON(r *http.Request, v any) error {
 }
 
 func writeJSON(w http.ResponseWriter, code int, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b))) // it is whole before the request's end
 	w.WriteHeader(code)
-	return json.NewEncoder(w).Encode(v)
+	_, err = w.Write(b)
+	return err
 }
 
 func writeError(w http.ResponseWriter, code int, err error) {

@@ -354,6 +354,21 @@ func TestPutArchiveRefused(t *testing.T) {
 	}
 }
 
+// endless yields zeros.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// TestPutArchiveEndless refuses what would be sent for ever, at once.
+func TestPutArchiveEndless(t *testing.T) {
+	g := newArchiveGuest(t)
+	start := time.Now()
+	e := refusal(t, g.request(t, "PUT", wire.PathArchive, url.Values{"path": {"/none"}}, endless{}))
+	if took := time.Since(start); e.Code != wire.ErrorNotFound || took > drainIdle/2 {
+		t.Errorf("PUT = %+v after %v", e, took)
+	}
+}
+
 // TestPutArchiveCut has the host go while it sends: no half file is left.
 func TestPutArchiveCut(t *testing.T) {
 	g := newArchiveGuest(t)
