@@ -494,7 +494,9 @@ func TestPackFailure(t *testing.T) {
 		if !errors.Is(err, boom) {
 			t.Fatalf("Pack = %v, want %v", err, boom)
 		}
-		if err := Extract(t.Context(), bytes.NewReader(b.Bytes()), openRoot(t, t.TempDir()), ExtractOptions{}); !errors.Is(err, ErrMalformed) {
+		dst := t.TempDir()
+		t.Cleanup(func() { _ = os.Chmod(dst+"/t/closed", 0o700) })
+		if err := Extract(t.Context(), bytes.NewReader(b.Bytes()), openRoot(t, dst), ExtractOptions{}); !errors.Is(err, ErrMalformed) {
 			t.Errorf("failed at %s: Extract = %v, want malformed", at, err)
 		}
 		checkTar(t, b.Bytes(), false)
