@@ -19,8 +19,6 @@ const (
 	// startTimeout bounds the time until the guest runs, some 30 ms on an idle
 	// machine, when Launch's context has no earlier end.
 	startTimeout = 2 * time.Minute
-	// undoTimeout bounds the wait for a process that got SIGKILL.
-	undoTimeout = 10 * time.Second
 )
 
 // errUnfinished is why a machine ends that a daemon left before its boot.
@@ -76,34 +74,12 @@ func (d *Driver) launch(ctx context.Context, spec *hv.Spec, f *findings) (*machi
 // start runs Cloud Hypervisor, tells it of the machine and boots that. On error
 // it returns what there is to undo.
 func (d *Driver) start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Process, error) {
-	boot, err := vmm.BootID()
-	if err != nil {
-		return nil, nil, err
-	}
-	args := argv(spec, f)
-	rec := hv.Record{
-		Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, ID: spec.ID, Dir: spec.Dir,
-		BootID: boot, ArgvSHA256: vmm.HashArgv(args),
-		Channel: hv.ChannelVsock, ConsoleLog: spec.ConsoleLog, ConsoleLimit: spec.ConsoleLimit, CID: spec.CID,
-	}
-	env, err := vmm.Environment(rec)
-	if err != nil {
-		return nil, nil, err
-	}
 	if err := os.Mkdir(filepath.Join(spec.Dir, ioDir), 0o700); err != nil {
 		return nil, nil, err
 	}
-	log, err := vmm.OpenLog(spec)
+	rec := hv.Record{Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, Channel: hv.ChannelVsock}
+	proc, err := vmm.Spawn(spec, &rec, argv(spec, f))
 	if err != nil {
-		return nil, nil, err
-	}
-	proc, err := vmm.Start(args, env, log)
-	err = errors.Join(err, log.Close())
-	if err != nil {
-		return nil, proc, err
-	}
-	rec.PID, rec.StartTime = proc.PID(), proc.StartTime()
-	if err := vmm.WriteRecord(rec); err != nil {
 		return nil, proc, err
 	}
 	api, err := d.reach(ctx, rec, proc)
@@ -182,26 +158,15 @@ func ended(proc *vmm.Process, err error) bool {
 	}
 }
 
-// undo ends what start began. The context of the launch may be over, so it has
-// a time limit of its own.
+// undo ends what start began.
 func undo(dir string, m *machine, proc *vmm.Process) error {
 	var err error
 	if proc != nil {
-		err = proc.Kill()
-		limit := time.After(undoTimeout)
-		select {
-		case <-proc.Done():
-		case <-limit:
-			err = errors.Join(err, fmt.Errorf("process %d did not end after SIGKILL", proc.PID()))
-		}
+		var over chan struct{}
 		if m != nil {
-			// It has seen the end too, and let go of everything.
-			select {
-			case <-m.over:
-			case <-limit:
-			}
+			over = m.over
 		}
-		proc.Close()
+		err = proc.End(over)
 	}
 	for _, name := range ownFiles() {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))

@@ -50,7 +50,7 @@ func (d *Driver) trial(ctx context.Context, f *findings) (err error) {
 		exit, err = m.Wait(ctx)
 	}
 	if err != nil {
-		killCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		killCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), vmm.EndTimeout)
 		defer cancel()
 		return errors.Join(err, m.Kill(killCtx))
 	}

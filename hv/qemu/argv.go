@@ -2,8 +2,6 @@ package qemu
 
 import (
 	"fmt"
-	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -56,33 +54,7 @@ func check(spec *hv.Spec, f *findings) error {
 	if spec.MemoryMiB < minMemoryMiB {
 		return fmt.Errorf("%w: %d MiB of memory, at least %d are needed", hv.ErrInvalidSpec, spec.MemoryMiB, minMemoryMiB)
 	}
-	if err := vmm.CheckDir(spec.Dir, ownFiles()); err != nil {
-		return err
-	}
-	if err := vmm.CheckKernel(spec.Kernel); err != nil {
-		return err
-	}
-	if spec.Initramfs != "" {
-		if err := vmm.CheckFile("initramfs", spec.Initramfs, os.O_RDONLY); err != nil {
-			return err
-		}
-	}
-	for _, d := range spec.Disks {
-		mode := os.O_RDWR
-		if d.ReadOnly {
-			mode = os.O_RDONLY
-		}
-		if err := vmm.CheckFile("disk", d.Path, mode); err != nil {
-			return err
-		}
-	}
-	for _, n := range spec.NICs {
-		// QEMU makes a TAP that is not there, attached to nothing.
-		if _, err := net.InterfaceByName(n.Tap); err != nil {
-			return fmt.Errorf("%w: tap %s: %w", hv.ErrInvalidSpec, n.Tap, err)
-		}
-	}
-	return nil
+	return vmm.CheckHost(spec, ownFiles())
 }
 
 // cmdline returns the kernel's command line: what the machine needs, then the

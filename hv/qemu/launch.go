@@ -19,8 +19,6 @@ const (
 	// startTimeout bounds the time until QEMU answers, 0.1 s on an idle
 	// machine, when Launch's context has no earlier end.
 	startTimeout = time.Minute
-	// undoTimeout bounds the wait for a process that got SIGKILL.
-	undoTimeout = 10 * time.Second
 )
 
 func withStartTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -100,31 +98,9 @@ func lockedDisk(said string) (path string, ok bool) {
 // start runs QEMU, connects to it and sets the guest going. On error it returns
 // what there is to undo.
 func start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Process, error) {
-	boot, err := vmm.BootID()
+	rec := hv.Record{Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, Channel: channel(spec, f)}
+	proc, err := vmm.Spawn(spec, &rec, argv(spec, f))
 	if err != nil {
-		return nil, nil, err
-	}
-	args := argv(spec, f)
-	rec := hv.Record{
-		Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, ID: spec.ID, Dir: spec.Dir,
-		BootID: boot, ArgvSHA256: vmm.HashArgv(args),
-		Channel: channel(spec, f), ConsoleLog: spec.ConsoleLog, ConsoleLimit: spec.ConsoleLimit, CID: spec.CID,
-	}
-	env, err := vmm.Environment(rec)
-	if err != nil {
-		return nil, nil, err
-	}
-	log, err := vmm.OpenLog(spec)
-	if err != nil {
-		return nil, nil, err
-	}
-	proc, err := vmm.Start(args, env, log)
-	err = errors.Join(err, log.Close())
-	if err != nil {
-		return nil, proc, err
-	}
-	rec.PID, rec.StartTime = proc.PID(), proc.StartTime()
-	if err := vmm.WriteRecord(rec); err != nil {
 		return nil, proc, err
 	}
 	m, err := take(ctx, rec, proc)
@@ -140,26 +116,15 @@ func start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Proc
 	return m, proc, nil
 }
 
-// undo ends what start began. The context of the launch may be over, so it has
-// a time limit of its own.
+// undo ends what start began.
 func undo(dir string, m *machine, proc *vmm.Process) error {
 	var err error
 	if proc != nil {
-		err = proc.Kill()
-		limit := time.After(undoTimeout)
-		select {
-		case <-proc.Done():
-		case <-limit:
-			err = errors.Join(err, fmt.Errorf("process %d did not end after SIGKILL", proc.PID()))
-		}
+		var over chan struct{}
 		if m != nil {
-			// It has seen the end too, and let go of everything.
-			select {
-			case <-m.over:
-			case <-limit:
-			}
+			over = m.over
 		}
-		proc.Close()
+		err = proc.End(over)
 	}
 	for _, name := range ownFiles() {
 		err = errors.Join(err, vmm.RemoveIfThere(filepath.Join(dir, name)))
