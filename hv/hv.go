@@ -59,9 +59,29 @@ type Capabilities struct {
 
 	Pause       bool `json:"pause"`
 	PowerButton bool `json:"power_button"`
-	MaxVCPUs    int  `json:"max_vcpus"`
-	MaxDisks    int  `json:"max_disks"`
-	MaxNICs     int  `json:"max_nics"`
+	// Snapshot says that VMs are Snapshotters and that Restore works, Template
+	// that a snapshot may be one to fork from, OnDemand that a restore can read
+	// memory as the guest touches it.
+	Snapshot bool `json:"snapshot"`
+	Template bool `json:"template"`
+	OnDemand bool `json:"on_demand"`
+	// ResizeCPU and ResizeMemory say what a Resizer can change of a machine that
+	// runs; PlugDisk and PlugNIC what a Plugger can.
+	ResizeCPU    bool `json:"resize_cpu"`
+	ResizeMemory bool `json:"resize_memory"`
+	PlugDisk     bool `json:"plug_disk"`
+	PlugNIC      bool `json:"plug_nic"`
+	// Pmem, Share, Device and Balloon say which of a Spec's things are understood.
+	Pmem    bool `json:"pmem"`
+	Share   bool `json:"share"`
+	Device  bool `json:"device"`
+	Balloon bool `json:"balloon"`
+	// Unprivileged says that the VMM can run as Spec.User.
+	Unprivileged bool `json:"unprivileged"`
+
+	MaxVCPUs int `json:"max_vcpus"`
+	MaxDisks int `json:"max_disks"`
+	MaxNICs  int `json:"max_nics"`
 }
 
 // Spec describes one incarnation of a machine. The caller owns every file it
@@ -72,14 +92,36 @@ type Spec struct {
 
 	VCPUs     int
 	MemoryMiB int
+	// MaxVCPUs and MaxMemoryMiB are what Resize may go up to; 0 for no more than
+	// the machine starts with.
+	MaxVCPUs     int
+	MaxMemoryMiB int
+	// MemoryFile makes the guest's memory a shared mapping of this file, which the
+	// driver makes: a snapshot of the machine can then be a template. "" for
+	// memory of the machine's own.
+	MemoryFile string
+	// Balloon gives the guest a device by which it returns the memory that it does
+	// not use to the host.
+	Balloon bool
 
 	Kernel    string   // uncompressed ELF with a PVH entry note
 	Initramfs string   // path; empty for none
 	Cmdline   []string // Volant's parameters; the driver adds what its machine needs (console, clock) in front
 
-	Disks []Disk
-	NICs  []NIC
-	CID   uint32 // vsock context id, >= 3; 0 for no vsock device
+	Disks   []Disk
+	NICs    []NIC
+	Shares  []Share
+	Devices []string // host PCI devices, bound to vfio-pci: "0000:01:00.0"
+	CID     uint32   // vsock context id, >= 3; 0 for no vsock device
+
+	// User is who the VMM runs as; nil for whoever runs the driver. The driver
+	// gives it the files that it makes itself; what the caller names must be
+	// within its reach.
+	User *User
+	// Cgroups are directories of existing cgroups, at most one of a hierarchy, that
+	// the VMM is in before it executes its first instruction. Empty for the
+	// caller's own.
+	Cgroups []string
 
 	// ConsoleLog is where the driver keeps the guest's console output. It is
 	// appended to, and never holds more than ConsoleLimit bytes: older output
@@ -102,6 +144,23 @@ type Disk struct {
 	Serial   string // virtio serial, <= 20 bytes; the guest finds the disk by it
 	Path     string
 	ReadOnly bool
+	// Pmem attaches it as persistent memory instead, which the guest maps without
+	// a copy of its own. Only with ReadOnly, and Capabilities.Pmem; the guest sees
+	// no serial, but /dev/pmemN in the order of these disks.
+	Pmem bool
+}
+
+// User is an account by its numbers.
+type User struct {
+	UID uint32
+	GID uint32
+}
+
+// Share is a directory of the host, served by a virtiofsd that the caller runs
+// at Socket. Machines with shares have shared memory.
+type Share struct {
+	Tag    string // the guest mounts it by this name, <= MaxShareTag bytes
+	Socket string
 }
 
 // NIC is one virtio-net device on an existing TAP.
@@ -214,6 +273,44 @@ type Driver interface {
 	// machine that ended while nobody was attached may still be taken up: Wait
 	// then returns at once.
 	Attach(ctx context.Context, rec Record) (VM, error)
+	// Restore starts a machine that goes on where from was taken, and returns it
+	// paused: the caller resumes it, and tells the guest what has changed (see
+	// guest/wire, PathWake). spec is a Launch's, of which kernel, initramfs and
+	// command line are ignored; what makes up the machine (vCPUs, memory, disks by
+	// number, serial and kind, NICs by number) must be as it was, while paths of
+	// disks, TAPs, MAC addresses as the VMM knows them, sockets and logs are its
+	// own. The snapshot is only read, and may be restored many times. It wraps
+	// ErrUnsupported when from is of another driver, version or machine. On error
+	// nothing is left but what the caller made.
+	Restore(ctx context.Context, spec Spec, from Snapshot, o RestoreOptions) (VM, error)
+}
+
+// Snapshot is a machine at rest: a directory, which the driver fills and reads,
+// and what must be known of it. It is plain data; SnapshotFile in Dir holds it
+// as JSON, and is written last.
+type Snapshot struct {
+	Driver    string `json:"driver"`
+	Version   string `json:"version"` // of the VMM
+	Dir       string `json:"dir"`
+	VCPUs     int    `json:"vcpus"`
+	MemoryMiB int    `json:"memory_mib"`
+	// Machine is a digest of everything that must be the same at a restore.
+	Machine string `json:"machine_sha256"`
+	// MemoryFile is the Spec.MemoryFile of a template: its restores map it
+	// privately, and it must neither change nor go while one of them lives. "" for
+	// a snapshot that holds its memory in Dir.
+	MemoryFile string `json:"memory_file,omitempty"`
+}
+
+// SnapshotFile is the name of the file in Snapshot.Dir that makes it complete.
+const SnapshotFile = "snapshot.json"
+
+// RestoreOptions say how a machine is restored.
+type RestoreOptions struct {
+	// OnDemand reads memory when the guest touches it; Snapshot.Dir must then stay
+	// until the machine has ended. Capabilities.OnDemand. A template's memory is
+	// always so.
+	OnDemand bool
 }
 
 // VM is one running incarnation. Its methods are safe for concurrent use; each
@@ -248,6 +345,33 @@ type Meter interface {
 	// launched. Names and units are the VMM's. A value may be the largest of its
 	// type, which says that nothing was measured.
 	Counters(ctx context.Context) (map[string]map[string]uint64, error)
+}
+
+// Snapshotter is a VM that can be snapshotted: Capabilities.Snapshot.
+type Snapshotter interface {
+	// Snapshot writes the paused machine to dir, which exists and is empty, and
+	// leaves it paused. It is a template when the machine has a Spec.MemoryFile:
+	// then the machine must be killed before the first restore, for its memory is
+	// the file. Disks are the caller's to copy while it is paused. On error dir
+	// holds no SnapshotFile and the machine is as it was.
+	Snapshot(ctx context.Context, dir string) (Snapshot, error)
+}
+
+// Resizer is a VM whose size can change while it runs: Capabilities.ResizeCPU
+// and ResizeMemory.
+type Resizer interface {
+	// Resize asks for this many vCPUs and MiB of memory, 0 for no change, within
+	// Spec.MaxVCPUs and MaxMemoryMiB. The guest may take a while to follow.
+	Resize(ctx context.Context, vcpus, memoryMiB int) error
+}
+
+// Plugger is a VM that takes devices while it runs: Capabilities.PlugDisk and
+// PlugNIC. To add what is there, or to remove what is not, is no error.
+type Plugger interface {
+	AddDisk(ctx context.Context, d Disk) error
+	RemoveDisk(ctx context.Context, serial string) error
+	AddNIC(ctx context.Context, n NIC) error
+	RemoveNIC(ctx context.Context, mac net.HardwareAddr) error
 }
 
 // Transport opens streams to the agent in the guest. Streams carry no half

@@ -3,6 +3,7 @@ package hv
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -19,6 +20,9 @@ const (
 	// MaxTapName is the longest NIC.Tap: IFNAMSIZ of netdevice(7) less its
 	// terminating zero byte.
 	MaxTapName = 15
+	// MaxShareTag is the longest Share.Tag: the field of the virtio
+	// specification, 5.11.4, less a terminating zero byte that some guests want.
+	MaxShareTag = 35
 )
 
 // Validate checks everything about a Spec that can be judged without looking
@@ -35,6 +39,17 @@ func (s *Spec) Validate() error {
 	}
 	if s.MemoryMiB < 1 {
 		return invalid("%d MiB of memory: want at least 1", s.MemoryMiB)
+	}
+	if s.MaxVCPUs != 0 && s.MaxVCPUs < s.VCPUs {
+		return invalid("at most %d vCPUs, but %d to start with", s.MaxVCPUs, s.VCPUs)
+	}
+	if s.MaxMemoryMiB != 0 && s.MaxMemoryMiB < s.MemoryMiB {
+		return invalid("at most %d MiB of memory, but %d to start with", s.MaxMemoryMiB, s.MemoryMiB)
+	}
+	if s.MemoryFile != "" {
+		if err := checkPath("memory file", s.MemoryFile); err != nil {
+			return err
+		}
 	}
 	if err := checkPath("kernel", s.Kernel); err != nil {
 		return err
@@ -56,6 +71,9 @@ func (s *Spec) Validate() error {
 		if len(d.Serial) > MaxDiskSerial || !validSerial(d.Serial) {
 			return invalid("disk %s: serial %q: want 1 to %d of a-z, A-Z, 0-9, -, _ and .", d.Path, d.Serial, MaxDiskSerial)
 		}
+		if d.Pmem && !d.ReadOnly {
+			return invalid("disk %s: persistent memory must be read-only", d.Path)
+		}
 		for _, other := range s.Disks[:i] {
 			if other.Serial == d.Serial {
 				return invalid("disks %s and %s share the serial %q", other.Path, d.Path, d.Serial)
@@ -73,6 +91,32 @@ func (s *Spec) Validate() error {
 			if other.Tap == n.Tap {
 				return invalid("tap %s is attached twice", n.Tap)
 			}
+		}
+	}
+	for i, sh := range s.Shares {
+		if sh.Tag == "" || len(sh.Tag) > MaxShareTag || strings.ContainsFunc(sh.Tag, notWord) {
+			return invalid("share tag %q: want 1 to %d of a-z, A-Z, 0-9, -, _ and .", sh.Tag, MaxShareTag)
+		}
+		if err := checkPath("share socket", sh.Socket); err != nil {
+			return err
+		}
+		for _, other := range s.Shares[:i] {
+			if other.Tag == sh.Tag {
+				return invalid("two shares have the tag %q", sh.Tag)
+			}
+		}
+	}
+	for i, d := range s.Devices {
+		if !validPCI(d) {
+			return invalid("PCI device %q: want an address such as 0000:01:00.0", d)
+		}
+		if slices.Contains(s.Devices[:i], d) {
+			return invalid("PCI device %s is given twice", d)
+		}
+	}
+	for _, c := range s.Cgroups {
+		if err := checkPath("cgroup", c); err != nil {
+			return err
 		}
 	}
 	if s.CID == 1 || s.CID == 2 || s.CID == 1<<32-1 {
@@ -132,6 +176,26 @@ func validSerial(s string) bool { return s != "" && !strings.ContainsFunc(s, not
 
 func validTap(s string) bool {
 	return s != "" && len(s) <= MaxTapName && s != "." && s != ".." && !strings.ContainsFunc(s, notWord)
+}
+
+// validPCI wants domain, bus, device and function in lower-case hex, as sysfs
+// writes them.
+func validPCI(s string) bool {
+	const pattern = "xxxx:xx:xx.7"
+	if len(s) != len(pattern) {
+		return false
+	}
+	for i := range len(s) {
+		c, p := s[i], pattern[i]
+		switch {
+		case p == 'x' && ('0' <= c && c <= '9' || 'a' <= c && c <= 'f'):
+		case p == '7' && '0' <= c && c <= '7':
+		case p != 'x' && p != '7' && c == p:
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 func notWord(r rune) bool {

@@ -15,7 +15,9 @@ func sound() hv.Spec {
 		Cmdline: []string{"volant.vm=x", "a=b,c", "d"},
 		Disks:   []hv.Disk{{Serial: "volant-config", Path: "/d1"}, {Serial: "root", Path: "/d 2,x", ReadOnly: true}},
 		NICs:    []hv.NIC{{Tap: "vtap0.1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}},
-		CID:     3, ConsoleLog: "/log",
+		Shares:  []hv.Share{{Tag: "src", Socket: "/s"}},
+		Devices: []string{"0000:01:00.0"}, Cgroups: []string{"/sys/fs/cgroup/x"},
+		CID: 3, ConsoleLog: "/log",
 	}
 }
 
@@ -65,6 +67,19 @@ func TestValidate(t *testing.T) {
 		{"any CID", func(s *hv.Spec) { s.CID = 1<<32 - 1 }, "context id"},
 		{"no console log", func(s *hv.Spec) { s.ConsoleLog = "" }, "console log"},
 		{"relative VMM log", func(s *hv.Spec) { s.VMMLog = "vmm.log" }, "VMM log"},
+		{"fewer vCPUs at most", func(s *hv.Spec) { s.VCPUs, s.MaxVCPUs = 2, 1 }, "at most 1 vCPUs"},
+		{"less memory at most", func(s *hv.Spec) { s.MaxMemoryMiB = 63 }, "at most 63 MiB"},
+		{"relative memory file", func(s *hv.Spec) { s.MemoryFile = "ram" }, "memory file"},
+		{"writable memory", func(s *hv.Spec) { s.Disks[0].Pmem = true }, "read-only"},
+		{"share without a tag", func(s *hv.Spec) { s.Shares[0].Tag = "" }, "tag"},
+		{"long tag", func(s *hv.Spec) { s.Shares[0].Tag = strings.Repeat("a", hv.MaxShareTag+1) }, "tag"},
+		{"tag twice", func(s *hv.Spec) { s.Shares = append(s.Shares, s.Shares[0]) }, "two shares"},
+		{"relative share", func(s *hv.Spec) { s.Shares[0].Socket = "s" }, "share socket"},
+		{"short PCI address", func(s *hv.Spec) { s.Devices[0] = "01:00.0" }, "PCI"},
+		{"PCI address that climbs", func(s *hv.Spec) { s.Devices[0] = "../../01:00." }, "PCI"},
+		{"PCI function 8", func(s *hv.Spec) { s.Devices[0] = "0000:01:00.8" }, "PCI"},
+		{"PCI device twice", func(s *hv.Spec) { s.Devices = append(s.Devices, s.Devices[0]) }, "twice"},
+		{"relative cgroup", func(s *hv.Spec) { s.Cgroups[0] = "x" }, "cgroup"},
 		{"negative limit", func(s *hv.Spec) { s.ConsoleLimit = -1 }, "console limit"},
 	}
 	for _, test := range tests {

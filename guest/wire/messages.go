@@ -10,6 +10,7 @@ const (
 	PathLogs     = "/v1/logs"     // GET ?after=SEQ&follow=BOOL: LogEntry values, one JSON object a line
 	PathShutdown = "/v1/shutdown" // POST Shutdown: 202, then the guest stops its workload and powers off
 	PathClock    = "/v1/clock"    // POST Clock: 204
+	PathWake     = "/v1/wake"     // POST Wake: Woken, once everything in it is done
 	PathWorkload = "/v1/workload" // any method, PathWorkload + "/x": proxied to WorkloadConfig.BaseURL + "/x", upgrades included
 )
 
@@ -107,6 +108,42 @@ type LogEntry struct {
 type Shutdown struct {
 	// Grace overrides WorkloadConfig.StopTimeout when positive.
 	Grace time.Duration `json:"grace_ns,omitempty"`
+}
+
+// Wake tells a guest that it was not running for a while: after a resume with
+// Epoch as it was, after a restore with a new one. A guest that was restored is
+// not ready before it has answered.
+type Wake struct {
+	// Epoch counts the restores that lead to this guest, from 0 at its boot. A
+	// Wake whose epoch is older than the guest's is refused with a conflict; one
+	// that repeats it only sets the clock.
+	Epoch uint64 `json:"epoch"`
+	// Time is the host's wall clock; the guest steps its own to it.
+	Time time.Time `json:"time"`
+	// Seed is entropy for the guest's random pool, 32 to 64 bytes; required with a
+	// new epoch, for all that are restored from one snapshot share its pool.
+	Seed []byte `json:"seed,omitempty"`
+	// Identity is who the guest is from now on; nil leaves it who it was.
+	Identity *Identity `json:"identity,omitempty"`
+}
+
+// Identity is what tells a guest from others of the same snapshot, as in
+// BootConfig.
+type Identity struct {
+	VM          string         `json:"vm"`
+	Name        string         `json:"name"`
+	Incarnation int            `json:"incarnation"`
+	Hostname    string         `json:"hostname"`
+	MachineID   string         `json:"machine_id"`
+	Network     *NetworkConfig `json:"network,omitempty"` // for the NIC that the guest has; its MAC address changes too
+}
+
+// Woken acknowledges a Wake.
+type Woken struct {
+	Epoch uint64    `json:"epoch"`
+	Time  time.Time `json:"time"` // the guest's clock now
+	// Steps are what was done, as at boot.
+	Steps []Step `json:"steps,omitempty"`
 }
 
 // Clock sets the guest's wall clock, after a pause or a restore.

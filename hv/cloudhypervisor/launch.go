@@ -243,3 +243,8 @@ func (d *Driver) Find(ctx context.Context, dir string) (hv.Record, error) {
 	}
 	return rec, nil
 }
+
+// Restore is not offered yet: Capabilities say so.
+func (d *Driver) Restore(context.Context, hv.Spec, hv.Snapshot, hv.RestoreOptions) (hv.VM, error) {
+	return nil, fmt.Errorf("%s: restore: %w", Name, hv.ErrUnsupported)
+}

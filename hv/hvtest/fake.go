@@ -427,3 +427,8 @@ func removeFiles(paths []string) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Restore is not offered yet: Capabilities say so.
+func (f *Fake) Restore(context.Context, hv.Spec, hv.Snapshot, hv.RestoreOptions) (hv.VM, error) {
+	return nil, fmt.Errorf("%s: restore: %w", FakeName, hv.ErrUnsupported)
+}

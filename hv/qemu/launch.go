@@ -197,3 +197,8 @@ func find(ctx context.Context, dir string) (hv.Record, error) {
 	rec, err := vmm.Find(ctx, Name, dir, func(argv []string) bool { return slices.Contains(argv, driverMonitor(dir)) })
 	return rec, gone(dir, err)
 }
+
+// Restore is not offered yet: Capabilities say so.
+func (d *Driver) Restore(context.Context, hv.Spec, hv.Snapshot, hv.RestoreOptions) (hv.VM, error) {
+	return nil, fmt.Errorf("%s: restore: %w", Name, hv.ErrUnsupported)
+}
