@@ -199,7 +199,7 @@ func TestOnePackageComment(t *testing.T) {
 func build(t *testing.T) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "volant")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w -X main.version=1.2.3-test", "-o", bin, ".")
+	cmd := exec.Command("go", "build", "-tags=nethttpomithttp2", "-trimpath", "-ldflags=-s -w -X main.version=1.2.3-test", "-o", bin, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)

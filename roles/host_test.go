@@ -96,7 +96,7 @@ func buildAll(dir string) error {
 	}
 	bin := filepath.Join(dir, "volant")
 	for _, argv := range [][]string{
-		{"go", "build", "-trimpath", "-ldflags=-s -w -X main.version=0.0.0-e2e", "-o", bin, ".."},
+		{"go", "build", "-tags=nethttpomithttp2", "-trimpath", "-ldflags=-s -w -X main.version=0.0.0-e2e", "-o", bin, ".."},
 		{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(hello, "hello"), "../testdata/hello"},
 		{bin, "fledge", "build", "-c", filepath.Join(hello, "fledge.toml"), "-o", filepath.Join(hello, "hello")},
 	} {
