@@ -114,9 +114,10 @@ type Spec struct {
 	Devices []string // host PCI devices, bound to vfio-pci: "0000:01:00.0"
 	CID     uint32   // vsock context id, >= 3; 0 for no vsock device
 
-	// User is who the VMM runs as; nil for whoever runs the driver. The driver
-	// gives it the files that it makes itself; what the caller names must be
-	// within its reach.
+	// User is who the VMM runs as, without supplementary groups; nil for whoever
+	// runs the driver. The driver gives it what it makes itself, and lets its group
+	// make files in Dir; what the caller names must be within its reach, but for
+	// the TAPs, which the driver opens for it.
 	User *User
 	// Cgroups are directories of existing cgroups, at most one of a hierarchy, that
 	// the VMM is in before it executes its first instruction. Empty for the

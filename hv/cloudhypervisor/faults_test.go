@@ -356,7 +356,7 @@ func TestUnfinishedLaunch(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer log.Close()
-			proc, err := vmm.Start(args, env, log)
+			proc, err := vmm.Start(args, vmm.Setting{Env: env, Log: log})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -46,9 +46,10 @@ func CheckHost(spec *hv.Spec, own []string) error {
 
 // Spawn starts argv as the VMM of spec and remembers it: rec, which holds what
 // the driver knows, gets what names the machine and the process, and is written
-// to the machine's directory. A process that is returned with an error is the
-// caller's to end.
-func Spawn(spec *hv.Spec, rec *hv.Record, argv []string) (*Process, error) {
+// to the machine's directory. The process has the user and the cgroups that the
+// spec asks for, and files from descriptor FirstFile on, which stay the
+// caller's. A process that is returned with an error is the caller's to end.
+func Spawn(spec *hv.Spec, rec *hv.Record, argv []string, files ...*os.File) (*Process, error) {
 	boot, err := BootID()
 	if err != nil {
 		return nil, err
@@ -59,11 +60,14 @@ func Spawn(spec *hv.Spec, rec *hv.Record, argv []string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := shareDir(spec.Dir, spec.User); err != nil {
+		return nil, err
+	}
 	log, err := OpenLog(spec)
 	if err != nil {
 		return nil, err
 	}
-	proc, err := Start(argv, env, log)
+	proc, err := Start(argv, Setting{Env: env, Log: log, Files: files, User: spec.User, Cgroups: spec.Cgroups})
 	if err = errors.Join(err, log.Close()); err != nil {
 		return proc, err
 	}

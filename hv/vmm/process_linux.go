@@ -34,10 +34,27 @@ type Process struct {
 	close  sync.Once
 }
 
-// Start runs argv in a session of its own, with nothing but the environment
-// env, /dev/null as its input and log as its output, so that it outlives this
-// process. The file argv[0] is executed as it is; PATH is not searched.
-func Start(argv, env []string, log *os.File) (*Process, error) {
+// Setting is what a process is started with.
+type Setting struct {
+	Env []string // all of its environment
+	Log *os.File // its output
+	// Files are what it inherits beside that, from descriptor FirstFile on. They
+	// stay the caller's, to be closed once Start has returned.
+	Files []*os.File
+	// User is who it runs as, without supplementary groups; nil for whoever this
+	// process runs as.
+	User *hv.User
+	// Cgroups are where it is from before its first instruction on, as in hv.Spec.
+	Cgroups []string
+}
+
+// FirstFile is the descriptor of the first of Setting.Files in the process.
+const FirstFile = 3
+
+// Start runs argv in a session of its own, with /dev/null as its input and
+// nothing but what s says, so that it outlives this process. The file argv[0] is
+// executed as it is; PATH is not searched.
+func Start(argv []string, s Setting) (*Process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
@@ -46,13 +63,22 @@ func Start(argv, env []string, log *os.File) (*Process, error) {
 	if err := closeOnExec(); err != nil {
 		return nil, err
 	}
+	groups, err := openCgroups(s.Cgroups)
+	if err != nil {
+		return nil, err
+	}
+	defer groups.close()
 	fd := -1
-	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{
+	attr := &os.ProcAttr{
 		Dir:   "/",
-		Env:   env,
-		Files: []*os.File{null, log, log},
+		Env:   s.Env,
+		Files: append([]*os.File{null, s.Log, s.Log}, s.Files...),
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &fd},
-	})
+	}
+	if s.User != nil {
+		attr.Sys.Credential = &syscall.Credential{Uid: s.User.UID, Gid: s.User.GID}
+	}
+	p, err := groups.start(argv, attr)
 	if err != nil {
 		return nil, err
 	}

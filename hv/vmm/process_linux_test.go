@@ -27,7 +27,7 @@ func start(t *testing.T, script string) (p *vmm.Process, log string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	p, err = vmm.Start([]string{"/bin/sh", "-c", script}, []string{"A=b"}, f)
+	p, err = vmm.Start([]string{"/bin/sh", "-c", script}, vmm.Setting{Env: []string{"A=b"}, Log: f})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestStartMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if p, err := vmm.Start([]string{"/nonexistent/vmm"}, nil, f); !errors.Is(err, os.ErrNotExist) {
+	if p, err := vmm.Start([]string{"/nonexistent/vmm"}, vmm.Setting{Log: f}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("Start of a missing file = %v, %v, want ErrNotExist", p, err)
 	}
 }

@@ -55,7 +55,7 @@ func ReadExit(dir string) (hv.Exit, error) {
 }
 
 func readJSON(path string, v any) error {
-	f, err := os.Open(path)
+	f, err := openOwn(path)
 	if err != nil {
 		return err
 	}
