@@ -106,7 +106,7 @@ func TestRoutes(t *testing.T) {
 	check("Blob", b.Size == 7, err)
 	empty, err := c.PutBlob(ctx, digest(nil), strings.NewReader(""), 0)
 	check("PutBlob of nothing", empty.Size == 0, err)
-	plugins, err := c.Plugins(ctx)
+	plugins, err := c.Plugins(ctx, nil)
 	check("Plugins", len(plugins) == 1, err)
 	p, err := c.Plugin(ctx, "hello")
 	check("Plugin", p.Version == "1", err)

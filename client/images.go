@@ -23,9 +23,9 @@ func imagePath(ref string) string {
 	return "/images/" + strings.Join(parts, "/")
 }
 
-// Images lists the images that the daemon holds, the newest first.
-func (c *Client) Images(ctx context.Context) (list []api.Image, err error) {
-	_, err = c.call(ctx, request{method: http.MethodGet, path: "/images"}, nil, &list)
+// Images lists the images that sel selects of those that the daemon holds, the newest first.
+func (c *Client) Images(ctx context.Context, sel api.Selector) (list []api.Image, err error) {
+	_, err = c.call(ctx, request{method: http.MethodGet, path: "/images", query: selecting(sel)}, nil, &list)
 	return list, err
 }
 

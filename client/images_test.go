@@ -40,7 +40,7 @@ func TestImages(t *testing.T) {
 	if _, err := c.LoadImage(ctx, "", "", strings.NewReader(""), nil); api.CodeOf(err) != api.CodeInvalid {
 		t.Errorf("LoadImage of nothing: %v, want invalid", err)
 	}
-	if list, err := c.Images(ctx); err != nil || len(list) != 4 {
+	if list, err := c.Images(ctx, nil); err != nil || len(list) != 4 {
 		t.Errorf("Images = %d, %v", len(list), err)
 	}
 	if out, err := c.RemoveImage(ctx, "registry.example:5000/team/app:1", false); err != nil || !slices.Equal(out.Removed, []string{img.ID}) {
@@ -102,7 +102,7 @@ func TestVolumes(t *testing.T) {
 	if got, err := c.Volume(ctx, "data"); err != nil || got.Name != "data" {
 		t.Errorf("Volume = %+v, %v", got, err)
 	}
-	if list, err := c.Volumes(ctx); err != nil || len(list) != 1 {
+	if list, err := c.Volumes(ctx, nil); err != nil || len(list) != 1 {
 		t.Errorf("Volumes = %+v, %v", list, err)
 	}
 	if err := c.RemoveVolume(ctx, "data"); err != nil {

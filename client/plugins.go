@@ -16,12 +16,12 @@ func (c *Client) InstallPlugin(ctx context.Context, m api.Manifest) (p api.Plugi
 	return p, err
 }
 
-// Plugins lists plugins by name.
-func (c *Client) Plugins(ctx context.Context) ([]api.Plugin, error) {
+// Plugins lists the plugins that sel selects by their manifests' labels, by name.
+func (c *Client) Plugins(ctx context.Context, sel api.Selector) ([]api.Plugin, error) {
 	var list struct {
 		Plugins []api.Plugin `json:"plugins"`
 	}
-	_, err := c.call(ctx, request{method: http.MethodGet, path: "/plugins"}, nil, &list)
+	_, err := c.call(ctx, request{method: http.MethodGet, path: "/plugins", query: selecting(sel)}, nil, &list)
 	return list.Plugins, err
 }
 

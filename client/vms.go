@@ -52,6 +52,7 @@ func (c *Client) VMs(ctx context.Context, f api.VMFilter) (vms []api.VM, total i
 	}
 	set(q, "plugin", f.Plugin)
 	set(q, "q", f.Query)
+	set(q, "selector", f.Selector.String())
 	setInt(q, "limit", uint64(f.Limit))
 	setInt(q, "offset", uint64(f.Offset))
 	set(q, "sort", f.Sort)
@@ -110,6 +111,13 @@ func (c *Client) VMTimeline(ctx context.Context, name string) (tl api.Timeline, 
 // carries an api.ErrorBody. The caller closes the response's body.
 func (c *Client) CallVM(ctx context.Context, name, method, path string, header http.Header, body io.Reader, size int64) (*http.Response, error) {
 	return c.roundTrip(ctx, request{method: method, path: vmPath(name, "/agent"+path), header: header, body: body, size: size})
+}
+
+// selecting is the query that asks for what sel selects.
+func selecting(sel api.Selector) url.Values {
+	q := url.Values{}
+	set(q, "selector", sel.String())
+	return q
 }
 
 func set(q url.Values, name, value string) {

@@ -8,9 +8,9 @@ import (
 	"github.com/volantvm/volant/client/api"
 )
 
-// Volumes lists volumes by name.
-func (c *Client) Volumes(ctx context.Context) (list []api.Volume, err error) {
-	_, err = c.call(ctx, request{method: http.MethodGet, path: "/volumes"}, nil, &list)
+// Volumes lists the volumes that sel selects, by name.
+func (c *Client) Volumes(ctx context.Context, sel api.Selector) (list []api.Volume, err error) {
+	_, err = c.call(ctx, request{method: http.MethodGet, path: "/volumes", query: selecting(sel)}, nil, &list)
 	return list, err
 }
 

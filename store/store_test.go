@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -302,6 +303,7 @@ func TestVMs(t *testing.T) {
 		if n >= 4 {
 			vm.Status, vm.Desired = api.VMStopped, api.DesiredStopped
 		}
+		vm.Labels = map[string]string{"n": strconv.Itoa(n)}
 		createVM(t, s, p, vm)
 	}
 	for _, tc := range []struct {
@@ -318,6 +320,8 @@ func TestVMs(t *testing.T) {
 		{"status", api.VMFilter{Status: []api.VMState{api.VMStopped, api.VMFailed}}, "vm4 vm5", 2},
 		{"query", api.VMFilter{Query: "m3"}, "vm3", 1},
 		{"query is no pattern", api.VMFilter{Query: "%"}, "", 0},
+		{"selector", api.VMFilter{Selector: api.Selector{{Key: "n", Op: api.SelectNotIn, Values: []string{"1", "4"}}}}, "vm0 vm2 vm3 vm5", 4},
+		{"page of a selector", api.VMFilter{Selector: api.Selector{{Key: "n", Op: api.SelectExists}}, Status: []api.VMState{api.VMPending}, Limit: 2, Offset: 1, Desc: true}, "vm2 vm1", 4},
 		{"sorted by status", api.VMFilter{Sort: "status", Limit: 3}, "vm0 vm1 vm2", 6},
 		{"sorted by creation", api.VMFilter{Sort: "created_at", Desc: true, Limit: 1}, "vm5", 6},
 	} {

@@ -394,6 +394,9 @@ func (s *Store) VMs(ctx context.Context, f api.VMFilter) ([]row.VM, int, error) 
 	if err != nil {
 		return nil, 0, err
 	}
+	if f.Selector != nil {
+		return s.selectVMs(ctx, f, where+order, args)
+	}
 
 	// One transaction, so that list and total are of the same moment.
 	tx, err := s.r.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
@@ -422,6 +425,30 @@ func (s *Store) VMs(ctx context.Context, f api.VMFilter) ([]row.VM, int, error) 
 		}
 	}
 	return vms, total, nil
+}
+
+// selectVMs is VMs for a selector, which SQL does not know: all VMs that meet
+// the rest of f are looked at.
+func (s *Store) selectVMs(ctx context.Context, f api.VMFilter, rest string, args []any) (_ []row.VM, total int, err error) {
+	rows, err := s.r.QueryContext(ctx, selectVM+rest, args...)
+	if err != nil {
+		return nil, 0, wrap(classify(err), "list VMs")
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	var vms []row.VM
+	for rows.Next() {
+		vm, err := scanVM(rows)
+		if err != nil {
+			return nil, 0, wrap(err, "list VMs")
+		}
+		if !f.Selector.Matches(vm.Labels) {
+			continue
+		}
+		if total++; total > f.Offset && (f.Limit <= 0 || len(vms) < f.Limit) {
+			vms = append(vms, vm)
+		}
+	}
+	return vms, total, wrap(classify(rows.Err()), "list VMs")
 }
 
 // orderBy translates the sort key; the name makes every order total.

@@ -188,6 +188,8 @@ const (
 	MaxMemoryMB       = 1 << 20
 	maxListLength     = 1024
 	maxManifestString = 64 << 10 // bytes of any one value
+	maxLabelKey       = 253      // bytes
+	maxLabelValue     = 4096     // bytes
 )
 
 // Validate checks m as schema version 1 asks. The error is an *Error with
@@ -418,8 +420,8 @@ func ValidateLabels(field string, labels map[string]string) error {
 		return fieldErr(field, "has %d entries; at most %d are allowed", len(labels), maxListLength)
 	}
 	for k, v := range labels {
-		if k == "" || len(k) > 253 || len(v) > 4096 || !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return fieldErr(field, "%.40q is not a usable label: keys have 1 to 253 bytes, values at most 4096, both UTF-8", k)
+		if k == "" || len(k) > maxLabelKey || len(v) > maxLabelValue || !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return fieldErr(field, "%.40q is not a usable label: keys have 1 to %d bytes, values at most %d, both UTF-8", k, maxLabelKey, maxLabelValue)
 		}
 	}
 	return nil

@@ -135,10 +135,12 @@ type VMFilter struct {
 	Status []VMState
 	Plugin string
 	Query  string // substring of the name
-	Limit  int    // 0: no limit
-	Offset int
-	Sort   string // "name" (default), "created_at", "updated_at", "status"
-	Desc   bool
+	// Selector looks at the VMs' labels.
+	Selector Selector
+	Limit    int // 0: no limit
+	Offset   int
+	Sort     string // "name" (default), "created_at", "updated_at", "status"
+	Desc     bool
 }
 
 // VMWait is what a caller waits for; see the wait query parameter of the

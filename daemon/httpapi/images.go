@@ -38,15 +38,13 @@ func imageRef(r *http.Request) (string, error) {
 }
 
 func (s *Server) listImages(w http.ResponseWriter, r *http.Request) error {
-	list, err := s.svc.Images(r.Context())
-	if err != nil {
-		return err
-	}
-	for i := range list {
-		list[i].References = notNil(list[i].References)
-	}
-	writeJSON(w, http.StatusOK, notNil(list))
-	return nil
+	return sendSelected(w, r, func() ([]api.Image, error) { return s.svc.Images(r.Context()) },
+		func(img api.Image) map[string]string { return img.Config.Labels }, func(list []api.Image) any {
+			for i := range list {
+				list[i].References = notNil(list[i].References)
+			}
+			return list
+		})
 }
 
 func (s *Server) getImage(w http.ResponseWriter, r *http.Request) error {

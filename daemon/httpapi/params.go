@@ -27,11 +27,17 @@ type param struct {
 	doc  string
 }
 
+// selectorParam is the parameter of every list of things that have labels.
+func selectorParam() param {
+	return param{"selector", "string", "only those with such labels: app=web,tier!=test,owner,!old,zone in (a,b)"}
+}
+
 func listParams() []param {
 	return []param{
 		{"status", "string", "states, separated by commas or repeated"},
 		{"plugin", "string", "name of a plugin"},
 		{"q", "string", "part of the name"},
+		selectorParam(),
 		{"limit", "integer", "how many to return; 0 for all"},
 		{"offset", "integer", "how many to skip"},
 		{"sort", "string", "name (default), created_at, updated_at or status"},
@@ -230,6 +236,36 @@ func (q *query) checked(name, v string, allowed []string) string {
 	}
 	q.fail(name, v, must)
 	return ""
+}
+
+// selector reads the parameter that selectorParam describes.
+func (q *query) selector() api.Selector {
+	s, err := api.ParseSelector(q.values.Get("selector"))
+	if q.err == nil {
+		q.err = err
+	}
+	return s
+}
+
+// sendSelected answers with those of list whose labels the request selects.
+func sendSelected[T any](w http.ResponseWriter, r *http.Request, list func() ([]T, error), labels func(T) map[string]string, body func([]T) any) error {
+	q := newQuery(r)
+	s := q.selector()
+	if q.err != nil {
+		return q.err
+	}
+	all, err := list()
+	if err != nil {
+		return err
+	}
+	out := []T{} // in JSON a list, not null
+	for _, one := range all {
+		if s.Matches(labels(one)) {
+			out = append(out, one)
+		}
+	}
+	writeJSON(w, http.StatusOK, body(out))
+	return nil
 }
 
 // wait is what a request wants to wait for, and how long.

@@ -7,12 +7,8 @@ import (
 )
 
 func (s *Server) listPlugins(w http.ResponseWriter, r *http.Request) error {
-	list, err := s.svc.Plugins(r.Context())
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, pluginList{Plugins: notNil(list)})
-	return nil
+	return sendSelected(w, r, func() ([]api.Plugin, error) { return s.svc.Plugins(r.Context()) },
+		func(p api.Plugin) map[string]string { return p.Manifest.Labels }, func(list []api.Plugin) any { return pluginList{Plugins: list} })
 }
 
 func (s *Server) installPlugin(w http.ResponseWriter, r *http.Request) error {

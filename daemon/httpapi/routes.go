@@ -86,7 +86,7 @@ func routes() []route {
 		{method: put, path: "/vms/{name}/archive", id: "putArchive", summary: "Unpack a tar stream into a directory of a VM", query: unpackParams(), upload: mediaTar, status: 204, handle: (*Server).putArchive},
 		{path: "/vms/{name}/agent/{path...}", id: "vmAgent", summary: "Pass any request on to the workload at its base URL", status: 200, media: "*/*", handle: (*Server).vmAgent},
 
-		{method: get, path: "/plugins", id: "listPlugins", summary: "List plugins", status: 200, reply: pluginList{}, handle: (*Server).listPlugins},
+		{method: get, path: "/plugins", id: "listPlugins", summary: "List plugins", query: []param{selectorParam()}, status: 200, reply: pluginList{}, handle: (*Server).listPlugins},
 		{method: post, path: "/plugins", id: "installPlugin", summary: "Install a manifest whose artifacts were uploaded as blobs", body: api.Manifest{}, status: 201, reply: api.Plugin{}, handle: (*Server).installPlugin},
 		{method: get, path: "/plugins/{name}", id: "getPlugin", summary: "Get one plugin", status: 200, reply: api.Plugin{}, handle: (*Server).getPlugin},
 		{method: del, path: "/plugins/{name}", id: "removePlugin", summary: "Remove a plugin that no VM uses", status: 204, handle: (*Server).removePlugin},
@@ -96,14 +96,14 @@ func routes() []route {
 		{method: get, path: "/blobs/{digest}", id: "getBlob", summary: "Say whether a blob is stored, and its size", status: 200, reply: api.Blob{}, handle: (*Server).getBlob},
 		{method: put, path: "/blobs/{digest}", id: "putBlob", summary: "Store a blob", status: 201, reply: api.Blob{}, upload: mediaBytes, handle: (*Server).putBlob},
 
-		{method: get, path: "/images", id: "listImages", summary: "List images, the one used last first", status: 200, reply: []api.Image{}, handle: (*Server).listImages},
+		{method: get, path: "/images", id: "listImages", summary: "List images, the one used last first", query: []param{selectorParam()}, status: 200, reply: []api.Image{}, handle: (*Server).listImages},
 		{method: post, path: "/images/pull", id: "pullImage", summary: "Have an image fetched from its registry; progress is a JSON object a line, the last with the image or an error", body: api.ImagePull{}, status: 200, reply: api.ImageProgress{}, media: mediaNDJSON, handle: (*Server).pullImage},
 		{method: post, path: "/images/load", id: "loadImage", summary: "Make images of an archive, OCI or docker save; answers as a pull does", query: loadParams(), upload: mediaBytes, status: 200, reply: api.ImageProgress{}, media: mediaNDJSON, handle: (*Server).loadImage},
 		{method: post, path: "/images/prune", id: "pruneImages", summary: "Remove images that no VM uses", body: api.ImagePrune{}, bodyOpt: true, status: 200, reply: api.ImageRemoved{}, handle: (*Server).pruneImages},
 		{method: get, path: "/images/{ref...}", id: "getImage", summary: "Get one image by reference or ID", status: 200, reply: api.Image{}, handle: (*Server).getImage},
 		{method: del, path: "/images/{ref...}", id: "removeImage", summary: "Remove a reference, and the image with its last", query: removeImageParams(), status: 200, reply: api.ImageRemoved{}, handle: (*Server).removeImage},
 
-		{method: get, path: "/volumes", id: "listVolumes", summary: "List volumes", status: 200, reply: []api.Volume{}, handle: (*Server).listVolumes},
+		{method: get, path: "/volumes", id: "listVolumes", summary: "List volumes", query: []param{selectorParam()}, status: 200, reply: []api.Volume{}, handle: (*Server).listVolumes},
 		{method: post, path: "/volumes", id: "createVolume", summary: "Make an empty volume", body: api.VolumeCreate{}, status: 201, reply: api.Volume{}, handle: (*Server).createVolume},
 		{method: get, path: "/volumes/{name}", id: "getVolume", summary: "Get one volume", status: 200, reply: api.Volume{}, handle: (*Server).getVolume},
 		{method: del, path: "/volumes/{name}", id: "removeVolume", summary: "Remove a volume that no VM mounts", status: 204, handle: (*Server).removeVolume},

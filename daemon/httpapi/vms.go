@@ -14,12 +14,13 @@ import (
 func (s *Server) listVMs(w http.ResponseWriter, r *http.Request) error {
 	q := newQuery(r)
 	f := api.VMFilter{
-		Plugin: q.str("plugin"),
-		Query:  q.str("q"),
-		Limit:  q.int("limit"),
-		Offset: q.int("offset"),
-		Sort:   q.oneOf("sort", "name", "created_at", "updated_at", "status"),
-		Desc:   q.oneOf("order", "asc", "desc") == "desc",
+		Plugin:   q.str("plugin"),
+		Query:    q.str("q"),
+		Selector: q.selector(),
+		Limit:    q.int("limit"),
+		Offset:   q.int("offset"),
+		Sort:     q.oneOf("sort", "name", "created_at", "updated_at", "status"),
+		Desc:     q.oneOf("order", "asc", "desc") == "desc",
 	}
 	var states []string
 	for _, st := range api.VMStates() {

@@ -7,12 +7,8 @@ import (
 )
 
 func (s *Server) listVolumes(w http.ResponseWriter, r *http.Request) error {
-	list, err := s.svc.Volumes(r.Context())
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, notNil(list))
-	return nil
+	return sendSelected(w, r, func() ([]api.Volume, error) { return s.svc.Volumes(r.Context()) },
+		func(v api.Volume) map[string]string { return v.Labels }, func(list []api.Volume) any { return list })
 }
 
 func (s *Server) createVolume(w http.ResponseWriter, r *http.Request) error {

@@ -136,10 +136,26 @@ func (d *fakeDaemon) imageLocked(name string) (int, error) {
 	return i, nil
 }
 
+// selected returns those of list that the request selects.
+func selected[T any](r *http.Request, list []T, labels func(T) map[string]string) ([]T, error) {
+	s, err := api.ParseSelector(r.URL.Query().Get("selector"))
+	out := []T{}
+	for _, one := range list {
+		if s.Matches(labels(one)) {
+			out = append(out, one)
+		}
+	}
+	return out, err
+}
+
 func (d *fakeDaemon) listImages(w http.ResponseWriter, r *http.Request) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return json.NewEncoder(w).Encode(slices.Concat([]api.Image{}, d.images))
+	images, err := selected(r, d.images, func(img api.Image) map[string]string { return img.Config.Labels })
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(w).Encode(images)
 }
 
 func (d *fakeDaemon) getImage(w http.ResponseWriter, r *http.Request) error {
@@ -263,7 +279,11 @@ func (d *fakeDaemon) volumeLocked(name string) (int, error) {
 func (d *fakeDaemon) listVolumes(w http.ResponseWriter, r *http.Request) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return json.NewEncoder(w).Encode(slices.Concat([]api.Volume{}, d.volumes))
+	volumes, err := selected(r, d.volumes, func(v api.Volume) map[string]string { return v.Labels })
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(w).Encode(volumes)
 }
 
 func (d *fakeDaemon) createVolume(w http.ResponseWriter, r *http.Request) error {

@@ -18,15 +18,19 @@ type imagesCmd struct {
 	Prune   imagePruneCmd   `cmd:"" help:"Remove the images that no VM uses and no reference names, or with --all every one that no VM uses."`
 }
 
-type imageListCmd struct{}
+type imageListCmd struct{ selectFlags }
 
 // Run lists images, one line for each reference.
-func (imageListCmd) Run(c *cli) error {
+func (cmd *imageListCmd) Run(c *cli) error {
+	sel, err := cmd.selector()
+	if err != nil {
+		return err
+	}
 	cl, err := c.daemon()
 	if err != nil {
 		return err
 	}
-	list, err := cl.Images(c.ctx)
+	list, err := cl.Images(c.ctx, sel)
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,8 @@ func checkNames(names []string) error {
 func statusWords(vm api.VM) string { return string(vm.Status) }
 
 type startCmd struct {
-	Names   []string      `arg:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
+	Names []string `arg:"" optional:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
+	pickFlags
 	Wait    waitFlag      `help:"Return once they are running (--wait, the default), healthy (--wait=healthy), or have ended well (--wait=stopped), or at once (--no-wait)." negatable:""`
 	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
 }
@@ -45,7 +46,11 @@ func (cmd *startCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	return c.change(cmd.Names, func(cl *client.Client, name string) (api.VM, error) {
+	names, err := c.pick(cmd.Names, cmd.pickFlags, func(vm api.VM) bool { return vm.Desired == api.DesiredStopped })
+	if err != nil {
+		return err
+	}
+	return c.change(names, func(cl *client.Client, name string) (api.VM, error) {
 		return ended(w)(cl.StartVM(c.ctx, name, w))
 	})
 }
@@ -61,7 +66,8 @@ func ended(w client.Wait) func(api.VM, error) (api.VM, error) {
 }
 
 type restartCmd struct {
-	Names []string `arg:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
+	Names []string `arg:"" optional:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
+	pickFlags
 	stopFlags
 	Wait    waitFlag      `help:"Return once they are running (--wait, the default), healthy (--wait=healthy), or have ended well (--wait=stopped), or at once (--no-wait)." negatable:""`
 	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
@@ -77,14 +83,18 @@ func (cmd *restartCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	return c.change(cmd.Names, func(cl *client.Client, name string) (api.VM, error) {
+	names, err := c.pick(cmd.Names, cmd.pickFlags, runsOrWill)
+	if err != nil {
+		return err
+	}
+	return c.change(names, func(cl *client.Client, name string) (api.VM, error) {
 		return ended(w)(cl.RestartVM(c.ctx, name, how, w))
 	})
 }
 
 type stopCmd struct {
 	Names []string `arg:"" optional:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
-	All   bool     `help:"Stop all VMs."`
+	pickFlags
 	stopFlags
 	Wait    waitFlag      `help:"Return once they have stopped (the default), or at once (--no-wait)." negatable:""`
 	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
@@ -100,45 +110,17 @@ func (cmd *stopCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	if cmd.All == (len(cmd.Names) > 0) {
-		return usagef("give the names of the VMs, or --all")
-	}
-	names := cmd.Names
-	if cmd.All {
-		if names, err = c.notStopped(); err != nil {
-			return err
-		}
+	names, err := c.pick(cmd.Names, cmd.pickFlags, runsOrWill)
+	if err != nil {
+		return err
 	}
 	return c.change(names, func(cl *client.Client, name string) (api.VM, error) {
 		return cl.StopVM(c.ctx, name, how, w)
 	})
 }
 
-// notStopped returns the names of the VMs that run or want to.
-func (c *cli) notStopped() ([]string, error) {
-	cl, err := c.daemon()
-	if err != nil {
-		return nil, err
-	}
-	vms, _, err := cl.VMs(c.ctx, api.VMFilter{})
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, vm := range vms {
-		ended := vm.Status == api.VMStopped || vm.Status == api.VMCrashed || vm.Status == api.VMFailed
-		if vm.Desired == api.DesiredRunning || !ended {
-			names = append(names, vm.Name)
-		}
-	}
-	return names, nil
-}
-
 // change runs do for every name, with progress.
 func (c *cli) change(names []string, do func(*client.Client, string) (api.VM, error)) error {
-	if err := checkNames(names); err != nil {
-		return err
-	}
 	cl, err := c.daemon()
 	if err != nil {
 		return err
@@ -153,7 +135,8 @@ func (c *cli) change(names []string, do func(*client.Client, string) (api.VM, er
 }
 
 type deleteCmd struct {
-	Names []string `arg:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
+	Names []string `arg:"" optional:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
+	pickFlags
 	stopFlags
 	Wait    waitFlag      `help:"Return once they are gone (the default), or at once (--no-wait)." negatable:""`
 	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
@@ -169,14 +152,15 @@ func (cmd *deleteCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
-	if err := checkNames(cmd.Names); err != nil {
+	names, err := c.pick(cmd.Names, cmd.pickFlags, func(vm api.VM) bool { return vm.Desired != api.DesiredAbsent })
+	if err != nil {
 		return err
 	}
 	cl, err := c.daemon()
 	if err != nil {
 		return err
 	}
-	return c.each(cmd.Names, func(name string) (api.VM, error) {
+	return c.each(names, func(name string) (api.VM, error) {
 		vm, err := cl.VM(c.ctx, name, noWait())
 		if err != nil {
 			return vm, err

@@ -56,15 +56,19 @@ func (cmd *installCmd) Run(c *cli) error {
 	return c.print(p, []string{p.Name}, func(w io.Writer) { row(w, fmt.Sprintf("%s %s installed", p.Name, p.Version)) })
 }
 
-type pluginListCmd struct{}
+type pluginListCmd struct{ selectFlags }
 
 // Run lists plugins.
-func (pluginListCmd) Run(c *cli) error {
+func (cmd *pluginListCmd) Run(c *cli) error {
+	sel, err := cmd.selector()
+	if err != nil {
+		return err
+	}
 	cl, err := c.daemon()
 	if err != nil {
 		return err
 	}
-	list, err := cl.Plugins(c.ctx)
+	list, err := cl.Plugins(c.ctx, sel)
 	if err != nil {
 		return err
 	}

@@ -92,14 +92,19 @@ type listCmd struct {
 	Status []string `help:"Only VMs in these states." placeholder:"STATE"`
 	Plugin string   `help:"Only VMs of this plugin." placeholder:"NAME" complete:"plugins"`
 	Query  string   `short:"q" help:"Only VMs with this in their name." placeholder:"TEXT"`
-	Limit  int      `help:"How many to list at most." placeholder:"N"`
-	Offset int      `help:"How many to skip." placeholder:"N"`
-	Sort   string   `help:"Order: name (default), created_at, updated_at or status; with a minus in front, the other way round." enum:"name,created_at,updated_at,status,-name,-created_at,-updated_at,-status" default:"name" placeholder:"KEY"`
+	selectFlags
+	Limit  int    `help:"How many to list at most." placeholder:"N"`
+	Offset int    `help:"How many to skip." placeholder:"N"`
+	Sort   string `help:"Order: name (default), created_at, updated_at or status; with a minus in front, the other way round." enum:"name,created_at,updated_at,status,-name,-created_at,-updated_at,-status" default:"name" placeholder:"KEY"`
 }
 
 // Run lists VMs.
 func (cmd *listCmd) Run(c *cli) error {
-	f := api.VMFilter{Plugin: cmd.Plugin, Query: cmd.Query, Limit: cmd.Limit, Offset: cmd.Offset}
+	sel, err := cmd.selector()
+	if err != nil {
+		return err
+	}
+	f := api.VMFilter{Plugin: cmd.Plugin, Query: cmd.Query, Selector: sel, Limit: cmd.Limit, Offset: cmd.Offset}
 	f.Sort, f.Desc = strings.TrimPrefix(cmd.Sort, "-"), strings.HasPrefix(cmd.Sort, "-")
 	for _, s := range cmd.Status {
 		f.Status = append(f.Status, api.VMState(s))

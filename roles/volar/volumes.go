@@ -54,15 +54,19 @@ func (cmd *volumeCreateCmd) Run(c *cli) (err error) {
 // mib writes an amount that is given in MiB.
 func mib(n int) string { return size(int64(n) << 20) }
 
-type volumeListCmd struct{}
+type volumeListCmd struct{ selectFlags }
 
 // Run lists volumes.
-func (volumeListCmd) Run(c *cli) error {
+func (cmd *volumeListCmd) Run(c *cli) error {
+	sel, err := cmd.selector()
+	if err != nil {
+		return err
+	}
 	cl, err := c.daemon()
 	if err != nil {
 		return err
 	}
-	list, err := cl.Volumes(c.ctx)
+	list, err := cl.Volumes(c.ctx, sel)
 	if err != nil {
 		return err
 	}

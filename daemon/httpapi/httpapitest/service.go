@@ -279,7 +279,7 @@ func (s *Service) VMs(_ context.Context, f api.VMFilter) ([]api.VM, int, error) 
 	}
 	var out []api.VM
 	for _, vm := range s.vms {
-		if (f.Plugin == "" || vm.Plugin == f.Plugin) && strings.Contains(vm.Name, f.Query) && (f.Status == nil || slices.Contains(f.Status, vm.Status)) {
+		if (f.Plugin == "" || vm.Plugin == f.Plugin) && strings.Contains(vm.Name, f.Query) && f.Selector.Matches(vm.Labels) && (f.Status == nil || slices.Contains(f.Status, vm.Status)) {
 			out = append(out, *vm)
 		}
 	}
