@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"testing"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/volantvm/volant/build/layers"
 	"github.com/volantvm/volant/build/oci"
 	"github.com/volantvm/volant/build/oci/ocitest"
+	"github.com/volantvm/volant/testdata/budget"
 )
 
 // TestBudgets measures what DESIGN promises of image conversion; make bench
@@ -27,16 +27,7 @@ func TestBudgets(t *testing.T) {
 		t.Skip("measures for a minute; make bench runs it")
 	}
 	needTools(t, "tar", "mke2fs")
-	fmt.Printf("\n%-28s %9s %9s  %-8s %s\n", "name", "measured", "limit", "verdict", "how")
-	line := func(name string, value, limit float64, unit, how string) {
-		verdict := "ok"
-		if value > limit {
-			verdict = "BREACH"
-			t.Errorf("%s is %.2f %s, over its limit of %.2f", name, value, unit, limit)
-		}
-		fmt.Printf("%-28s %7.2f %-2s %6.2f %-2s %-8s %s\n", name, value, unit, limit, unit, verdict, how)
-	}
-
+	var lines []budget.Line
 	dir := t.TempDir()
 	layer := filepath.Join(dir, "layer.tar")
 	files := benchLayer(t, layer, 400<<20)
@@ -53,21 +44,16 @@ func TestBudgets(t *testing.T) {
 				base, ours = append(base, b), append(ours, o)
 			}
 		}
-		b, o := median(base), median(ours)
-		line(c.name, float64(o)/float64(b), 0.6, "x", fmt.Sprintf("OCI archive to erofs %d ms ÷ tar x of %s and mke2fs -d %d ms, 400 MiB in %d files",
-			o.Milliseconds(), filepath.Base(c.layer), b.Milliseconds(), files))
+		lines = append(lines, budget.Ratio(c.name, 0.6, ours, base,
+			fmt.Sprintf("OCI archive to erofs ÷ tar x of %s and mke2fs -d, 400 MiB in %d files", filepath.Base(c.layer), files)))
 		if err := os.Remove(archive); err != nil {
 			t.Fatal(err)
 		}
 	}
 
 	used := conversionMemory(t, 20_000, 1<<30)
-	line("conversion-memory", float64(used)/1024, maxConversionKiB/1024, "M", "MiB above the idle program, 1 GiB in 20,000 files")
-	fmt.Println()
-}
-
-func median(d []time.Duration) time.Duration {
-	return slices.Sorted(slices.Values(d))[len(d)/2]
+	lines = append(lines, budget.Line{Name: "conversion-memory", Value: float64(used) / 1024, Limit: maxConversionKiB / 1024, Unit: "M", How: "MiB above the idle program, 1 GiB in 20,000 files"})
+	budget.Print(t, lines...)
 }
 
 // benchLayer writes a tar of about size bytes, with files as a distribution has

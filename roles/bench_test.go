@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,21 +17,8 @@ import (
 
 	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/testdata/budget"
 )
-
-// budget is one line of `make bench`: a measured value beside its limit. A
-// ratio is always taken against a baseline of the same run, since machines are
-// noisy.
-type budget struct {
-	name   string
-	value  float64
-	limit  float64
-	unit   string // "x" for a ratio
-	detail string
-	// open names the work that will meet a limit that is not met yet; a breach
-	// is then printed but does not fail.
-	open string
-}
 
 // TestBudgets measures what DESIGN promises, as far as it is built.
 func TestBudgets(t *testing.T) {
@@ -40,49 +26,26 @@ func TestBudgets(t *testing.T) {
 		t.Skip("measures for minutes; make bench runs it")
 	}
 	needVMs(t)
-	var all []budget
+	var all []budget.Line
 	for _, m := range []struct {
 		name    string
-		measure func(*testing.T) []budget
+		measure func(*testing.T) []budget.Line
 	}{{"binary", benchBinary}, {"version", benchVersion}, {"initramfs", benchInitramfs}, {"api", benchAPI}, {"ready", benchReady}, {"exec", benchExec}, {"logs", benchLogs}, {"images", benchImages}} {
 		t.Run(m.name, func(t *testing.T) { all = append(all, m.measure(t)...) })
 	}
-	fmt.Printf("\n%-28s %9s %9s  %-8s %s\n", "name", "measured", "limit", "verdict", "how")
-	for _, b := range all {
-		verdict := "ok"
-		switch {
-		case b.value > b.limit && b.open != "":
-			verdict = "open"
-			b.detail += "; over the limit until " + b.open
-		case b.value > b.limit:
-			verdict = "BREACH"
-			t.Errorf("%s is %.2f %s, over its limit of %.2f", b.name, b.value, b.unit, b.limit)
-		}
-		fmt.Printf("%-28s %7.2f %-2s %6.2f %-2s %-8s %s\n", b.name, b.value, b.unit, b.limit, b.unit, verdict, b.detail)
-	}
-	fmt.Println()
+	budget.Print(t, all...)
 }
 
-func median(d []time.Duration) time.Duration { return percentile(d, 50) }
-
-// percentile returns the p-th percentile of d by the nearest-rank method.
-func percentile(d []time.Duration, p int) time.Duration {
-	s := slices.Sorted(slices.Values(d))
-	return s[max(0, (len(s)*p+99)/100-1)]
-}
-
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-func benchBinary(t *testing.T) []budget {
+func benchBinary(t *testing.T) []budget.Line {
 	st, err := os.Stat(os.Getenv(envBinary))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return []budget{{name: "binary-size", value: float64(st.Size()) / (1 << 20), limit: 22, unit: "M", detail: "MiB, stripped, amd64"}}
+	return []budget.Line{{Name: "binary-size", Value: float64(st.Size()) / (1 << 20), Limit: 22, Unit: "M", How: "MiB, stripped, amd64"}}
 }
 
 // benchVersion compares `volant --version` with an empty Go program.
-func benchVersion(t *testing.T) []budget {
+func benchVersion(t *testing.T) []budget.Line {
 	dir := t.TempDir()
 	src, empty := filepath.Join(dir, "main.go"), filepath.Join(dir, "empty")
 	if err := os.WriteFile(src, []byte("package main\n\nfunc main() {}\n"), 0o644); err != nil {
@@ -98,8 +61,7 @@ func benchVersion(t *testing.T) []budget {
 		base = append(base, timed(t, exec.Command(empty)))
 		ours = append(ours, timed(t, exec.Command(os.Getenv(envBinary), "--version")))
 	}
-	return []budget{{name: "version-start", value: float64(median(ours)) / float64(median(base)), limit: 3, unit: "x",
-		detail: fmt.Sprintf("volant --version %.1f ms ÷ an empty Go program %.1f ms", ms(median(ours)), ms(median(base)))}}
+	return []budget.Line{budget.Ratio("version-start", 3, ours, base, "volant --version ÷ an empty Go program")}
 }
 
 // timed runs cmd, which must succeed, and returns how long it took.
@@ -113,7 +75,7 @@ func timed(t *testing.T, cmd *exec.Cmd) time.Duration {
 }
 
 // benchInitramfs compares fledge with cpio and zstd on the same tree.
-func benchInitramfs(t *testing.T) []budget {
+func benchInitramfs(t *testing.T) []budget.Line {
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "tree")
 	content, err := os.ReadFile(os.Getenv(envBinary))
@@ -146,8 +108,7 @@ func benchInitramfs(t *testing.T) []budget {
 		fledge.Dir = dir
 		ours = append(ours, timed(t, fledge))
 	}
-	return []budget{{name: "initramfs-assembly", value: float64(median(ours)) / float64(median(base)), limit: 1, unit: "x",
-		detail: fmt.Sprintf("fledge build, zstd %.0f ms ÷ cpio | zstd %.0f ms, 40 MB in %d files", ms(median(ours)), ms(median(base)), files)}}
+	return []budget.Line{budget.Ratio("initramfs-assembly", 1, ours, base, fmt.Sprintf("fledge build, zstd ÷ cpio | zstd, 40 MB in %d files", files))}
 }
 
 // rss returns a process's resident memory in KiB.
@@ -171,7 +132,7 @@ func rss(t *testing.T, pid int) float64 {
 }
 
 // benchAPI measures POST /vms at 1,000 stored VMs, and volantd's memory.
-func benchAPI(t *testing.T) []budget {
+func benchAPI(t *testing.T) []budget.Line {
 	t.Setenv("VOLANT_SUBNET", "10.99.0.0/16")
 	t.Setenv("VOLANT_BRIDGE", "vbench0")
 	h := newHost(t)
@@ -219,12 +180,12 @@ func benchAPI(t *testing.T) []budget {
 	h.kill()
 	os.RemoveAll(filepath.Join(h.dir, "data")) // 1,200 deletions are not what is measured here
 	h.start()
-	detail := fmt.Sprintf("POST /vms, durable, %d VMs stored; a 4 KiB fsync takes %.2f ms", stored, ms(median(fsync)))
-	return []budget{
-		{name: "create-p50", value: ms(percentile(took, 50)), limit: 10, unit: "ms", detail: detail},
-		{name: "create-p99", value: ms(percentile(took, 99)), limit: 30, unit: "ms", detail: detail},
-		{name: "volantd-rss-idle", value: idle / 1024, limit: 25, unit: "M", detail: "MiB resident, no VMs"},
-		{name: "volantd-rss-per-vm", value: max(0, full-idle) / stored, limit: 50, unit: "K", detail: fmt.Sprintf("KiB per stored VM, from %d", stored)},
+	detail := fmt.Sprintf("POST /vms, durable, %d VMs stored; a 4 KiB fsync takes %.2f ms", stored, budget.Millis(budget.Median(fsync)))
+	return []budget.Line{
+		{Name: "create-p50", Value: budget.Millis(budget.Percentile(took, 50)), Limit: 10, Unit: "ms", How: detail},
+		{Name: "create-p99", Value: budget.Millis(budget.Percentile(took, 99)), Limit: 30, Unit: "ms", How: detail},
+		{Name: "volantd-rss-idle", Value: idle / 1024, Limit: 25, Unit: "M", How: "MiB resident, no VMs"},
+		{Name: "volantd-rss-per-vm", Value: max(0, full-idle) / stored, Limit: 50, Unit: "K", How: fmt.Sprintf("KiB per stored VM, from %d", stored)},
 	}
 }
 
@@ -242,7 +203,7 @@ func (h *host) client() *client.Client {
 // benchReady compares an appliance, from the request to the answer through its
 // address, with a bare C /init that answers HTTP: same kernel, same VMM, same
 // devices, no Volant. Runs are interleaved.
-func benchReady(t *testing.T) []budget {
+func benchReady(t *testing.T) []budget.Line {
 	h := newHost(t)
 	h.start()
 	h.install()
@@ -254,9 +215,9 @@ func benchReady(t *testing.T) []budget {
 			base, ours = append(base, b), append(ours, o)
 		}
 	}
-	return []budget{{name: "appliance-ready", value: float64(median(ours)) / float64(median(base)), limit: 1.25, unit: "x",
-		detail: fmt.Sprintf("vms create to answer %.0f ms ÷ bare C init %.0f ms, medians of %d", ms(median(ours)), ms(median(base)), len(ours)),
-		open:   "the agent leaves the initramfs"}}
+	ready := budget.Ratio("appliance-ready", 1.25, ours, base, "vms create to the workload's answer ÷ bare C init")
+	ready.Open = "the agent leaves the initramfs"
+	return []budget.Line{ready}
 }
 
 // readyAfterCreate creates a VM over the API and returns the time until its
@@ -280,7 +241,7 @@ func readyAfterCreate(t *testing.T, h *host, req api.VMCreate, port string) time
 // benchImages compares nginx in its image, from the request to the answer through
 // its address, with the bare boot of the same kernel; and a run of an image that
 // is there with one that is pulled and converted first.
-func benchImages(t *testing.T) []budget {
+func benchImages(t *testing.T) []budget.Line {
 	addr := registry(t, "nginx")
 	h := newImageHost(t, addr)
 	h.volar("plugins", "install", "--manifest", filepath.Join(os.Getenv(envHello), "hello.manifest.json"))
@@ -306,11 +267,10 @@ func benchImages(t *testing.T) []budget {
 			base, ours = append(base, b), append(ours, o)
 		}
 	}
-	return []budget{
-		{name: "oci-ready", value: float64(median(ours)) / float64(median(base)), limit: 2, unit: "x",
-			detail: fmt.Sprintf("nginx, create to answer %.0f ms ÷ bare C init %.0f ms, kernel volant, medians of %d", ms(median(ours)), ms(median(base)), len(ours))},
-		{name: "oci-second-run", value: float64(median(second)) / float64(median(first)), limit: 1.2, unit: "x", // the boot is most of both, and as noisy as it is
-			detail: fmt.Sprintf("volar run of an image that is there %.0f ms ÷ the first run, pull and conversion included, %.0f ms", ms(median(second)), ms(median(first)))},
+	return []budget.Line{
+		budget.Ratio("oci-ready", 2, ours, base, "nginx, create to answer ÷ bare C init, kernel volant"),
+		// The boot is most of both, and as noisy as it is.
+		budget.Ratio("oci-second-run", 1.2, second, first, "volar run of an image that is there ÷ the first run, pull and conversion included"),
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/testdata/budget"
 )
 
 // installTools makes the host ready to create VMs of plugin tools: the demo
@@ -274,7 +275,7 @@ func TestExec(t *testing.T) {
 // benchExec compares a command, from the request to its exit status, with what
 // goes the same way and starts no process: a request that the workload echoes,
 // and a line that a command which runs already echoes.
-func benchExec(t *testing.T) []budget {
+func benchExec(t *testing.T) []budget.Line {
 	h := newHost(t)
 	h.start()
 	h.installTools(t)
@@ -311,7 +312,6 @@ func benchExec(t *testing.T) []budget {
 			request, line, run = append(request, asked.Sub(start)), append(line, echoed.Sub(asked)), append(run, time.Since(echoed))
 		}
 	}
-	return []budget{{name: "exec-round-trip", value: float64(median(run)) / float64(median(request)), limit: 3, unit: "x",
-		detail: fmt.Sprintf("exec %.1f ms ÷ a request echoed in the guest %.1f ms, medians of %d; a line echoed by a command that runs takes %.1f ms",
-			ms(median(run)), ms(median(request)), len(run), ms(median(line)))}}
+	return []budget.Line{budget.Ratio("exec-round-trip", 3, run, request,
+		fmt.Sprintf("exec ÷ a request echoed in the guest; a line echoed by a command that runs takes %.1f ms", budget.Millis(budget.Median(line))))}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/testdata/budget"
 )
 
 // createShell creates a VM of plugin tools whose workload is a shell script.
@@ -256,14 +257,15 @@ func TestLogsFlood(t *testing.T) {
 	}
 	t.Logf("the workload wrote %d lines in about %v; followed %d, told to be lost %d; on the disk %.1f MiB", mid.number, length, followed.lines, followed.lost, float64(disk)/(1<<20))
 	t.Logf("volantd: %.1f MiB before, %.1f after; %.0f %% of a processor", before/1024, after/1024, 100*used.Seconds()/length.Seconds())
-	t.Logf("GET of another VM: p50 %.2f ms, p99 %.2f ms before; p50 %.2f ms, p99 %.2f ms during", ms(median(quiet)), ms(percentile(quiet, 99)), ms(median(loud)), ms(percentile(loud, 99)))
+	ms := func(d []time.Duration, p int) float64 { return budget.Millis(budget.Percentile(d, p)) }
+	t.Logf("GET of another VM: p50 %.2f ms, p99 %.2f ms before; p50 %.2f ms, p99 %.2f ms during", ms(quiet, 50), ms(quiet, 99), ms(loud, 50), ms(loud, 99))
 	if disk > 12<<20 {
 		t.Errorf("the logs of a VM take %d bytes on the disk", disk)
 	}
 	if after > 64<<10 {
 		t.Errorf("volantd has %.0f KiB", after)
 	}
-	if m := median(loud); m > 50*time.Millisecond {
+	if m := budget.Median(loud); m > 50*time.Millisecond {
 		t.Errorf("a call about another VM takes %v", m)
 	}
 	if last := checkLog(t, c, "flood"); !slices.Contains([]bool{last.lost > 0, followed.lost > 0}, true) {
@@ -334,7 +336,7 @@ func TestLogsFullDisk(t *testing.T) {
 
 // benchLogs compares how many lines a second get from a workload that writes as
 // fast as it can into its log, with how many a command's stream carries.
-func benchLogs(t *testing.T) []budget {
+func benchLogs(t *testing.T) []budget.Line {
 	h := newHost(t)
 	h.start()
 	h.installTools(t)
@@ -364,8 +366,8 @@ func benchLogs(t *testing.T) []budget {
 	logged := float64(kept()-first) / time.Since(begin).Seconds()
 	h.volar("vms", "delete", "flood", "--force")
 	streamed := float64(out) / 100 / length.Seconds()
-	return []budget{{name: "log-throughput", value: streamed / logged, limit: 30, unit: "x",
-		detail: fmt.Sprintf("lines of 100 bytes a second: %.0f of a command's output ÷ %.0f into the log, of a workload that floods", streamed, logged)}}
+	return []budget.Line{{Name: "log-throughput", Value: streamed / logged, Limit: 30, Unit: "x",
+		How: fmt.Sprintf("lines of 100 bytes a second: %.0f of a command's output ÷ %.0f into the log, of a workload that floods", streamed, logged)}}
 }
 
 // countWriter counts what is written to it.

@@ -1,6 +1,7 @@
 #!/bin/bash
-# bench.sh - the budgets, each beside its baseline in the same run:
-# lines of "name ratio limit verdict".
+# bench.sh - the budgets, each beside its baseline in the same run: lines of
+# "name ratio limit verdict". out/bench.json and out/bench.md have them once more,
+# with the spread of the samples and the facts of the host.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,4 +13,11 @@ VOLANT_TEST_IMAGES=$(testdata/images.sh .cache/images)
 export VOLANT_TEST_IMAGES
 echo "== benchmarks"
 export VOLANT_TEST_ALL=1 VOLANT_BENCH=1
-CGO_ENABLED=0 go test ./roles ./build -p 1 -run '^TestBudgets$' -count 1 -v -timeout 20m "$@" | grep -v '^=== '
+mkdir -p out
+lines=$(mktemp)
+trap 'rm -f "$lines"' EXIT
+export VOLANT_BENCH_LINES=$lines
+status=0
+CGO_ENABLED=0 go test ./roles ./build -p 1 -run '^TestBudgets$' -count 1 -v -timeout 20m "$@" | grep -v '^=== ' || status=$?
+[ ! -s "$lines" ] || CGO_ENABLED=0 go run ./testdata/budget/report "$lines" out/bench.json out/bench.md
+exit $status
