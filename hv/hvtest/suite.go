@@ -30,6 +30,11 @@ type Harness struct {
 	// own, whose guest serves package hvtest/guest and powers off when the
 	// power button is pressed.
 	Spec func(t testing.TB) hv.Spec
+	// Tiny returns a machine like Spec's, but of this guest and 16 MiB. Only
+	// RunTiny needs it.
+	Tiny func(t testing.TB, g Tiny) hv.Spec
+	// TinyPanics says that the VMM sees a Tiny panic.
+	TinyPanics bool
 	// Orphan launches the machine from a daemon that is then killed without a
 	// chance to clean up, and returns its record.
 	Orphan func(t testing.TB, spec hv.Spec) hv.Record
@@ -49,11 +54,7 @@ type Harness struct {
 // Run runs the conformance suite: what hv's documentation promises of every
 // driver. Each test ends by looking for processes and files left behind.
 func Run(t *testing.T, h Harness) {
-	s := &suite{Harness: h, slots: make(chan struct{}, max(1, h.Parallel))}
-	tests := []struct {
-		name string
-		run  func(*run)
-	}{
+	h.run(t, []conformance{
 		{"life", testLife},
 		{"shutdown", testShutdown},
 		{"reset", testReset},
@@ -70,7 +71,17 @@ func Run(t *testing.T, h Harness) {
 		{"launch refused", testRefused},
 		{"console bounded", testConsole},
 		{"disks", testDisks},
-	}
+	})
+}
+
+// conformance is one test of a suite.
+type conformance struct {
+	name string
+	run  func(*run)
+}
+
+func (h Harness) run(t *testing.T, tests []conformance) {
+	s := &suite{Harness: h, slots: make(chan struct{}, max(1, h.Parallel))}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			if h.Parallel > 1 {
@@ -98,11 +109,15 @@ type run struct {
 	driver hv.Driver
 }
 
-// spec returns a fresh machine, and arranges for the leak table to be checked
-// when the test is over.
+// spec returns a fresh machine, which is watched.
 func (r *run) spec() hv.Spec {
 	r.Helper()
-	spec := r.Spec(r)
+	return r.watch(r.Spec(r))
+}
+
+// watch has the leak table of a machine checked when the test is over.
+func (r *run) watch(spec hv.Spec) hv.Spec {
+	r.Helper()
 	parent := filepath.Dir(spec.Dir)
 	before := names(r, parent)
 	r.Cleanup(func() {

@@ -98,13 +98,29 @@ const bootTimeout = 3 * time.Minute
 
 func TestConformance(t *testing.T) {
 	b := newBench(t)
+	h := harness(t)
+	h.Spec, h.Broken = b.spec, b.broken
+	hvtest.Run(t, h)
+}
+
+// TestTiny is the part of the suite that needs nothing but QEMU.
+func TestTiny(t *testing.T) {
+	hvtest.RunTiny(t, harness(t))
+}
+
+// harness returns what both suites need.
+func harness(t *testing.T) hvtest.Harness {
+	t.Helper()
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		need(t, "qemu-system-x86_64 is not installed")
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	hvtest.Run(t, hvtest.Harness{
+	return hvtest.Harness{
 		Driver: sameDriver(),
-		Spec:   b.spec,
+		Tiny:   tiny, TinyPanics: true,
 		Orphan: func(t testing.TB, spec hv.Spec) hv.Record {
 			t.Helper()
 			cmd := exec.CommandContext(t.Context(), self)
@@ -119,10 +135,18 @@ func TestConformance(t *testing.T) {
 			}
 		},
 		Alive:    alive,
-		Broken:   b.broken,
 		Timeout:  bootTimeout,
 		Parallel: runtime.NumCPU(),
-	})
+	}
+}
+
+// tiny returns a machine of the suite's smallest guest.
+func tiny(t testing.TB, g hvtest.Tiny) hv.Spec {
+	t.Helper()
+	b := bench{kernel: g.Kernel(t)}
+	spec := b.spec(t)
+	spec.MemoryMiB = 16
+	return spec
 }
 
 // sameDriver returns one driver for all, which probes once.
