@@ -37,7 +37,7 @@ const (
 type agent struct {
 	log      *slog.Logger
 	hello    func() wire.Hello
-	setClock func(time.Time) error
+	wake     func(context.Context, wire.Wake) (wire.Woken, error)
 	shutdown func(wire.Shutdown)
 	status   *status
 	ring     *logRing
@@ -55,6 +55,7 @@ func (a *agent) server() *http.Server {
 		Handler:           a.handler(),
 		ReadHeaderTimeout: headerTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnContext:       withConn,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 }
@@ -65,7 +66,7 @@ func (a *agent) handler() http.Handler {
 	mux.HandleFunc("GET "+wire.PathStatus, a.getStatus)
 	mux.HandleFunc("GET "+wire.PathLogs, a.getLogs)
 	mux.HandleFunc("POST "+wire.PathShutdown, a.postShutdown)
-	mux.HandleFunc("POST "+wire.PathClock, a.postClock)
+	mux.HandleFunc("POST "+wire.PathWake, a.postWake)
 	mux.HandleFunc("POST "+wire.PathExec, a.postExec)
 	mux.HandleFunc("POST "+wire.PathAttach, a.postAttach)
 	mux.HandleFunc("GET "+wire.PathStat, a.getStat)
@@ -174,23 +175,6 @@ func (a *agent) postShutdown(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusAccepted)
 	_ = http.NewResponseController(w).Flush()
 	a.shutdown(req)
-}
-
-func (a *agent) postClock(w http.ResponseWriter, r *http.Request) {
-	var req wire.Clock
-	err := readJSON(r, &req)
-	if err == nil && req.Time.Unix() <= 0 {
-		err = errors.New("time: is missing or before 1970")
-	}
-	if err != nil {
-		writeError(w, http.StatusBadRequest, err)
-		return
-	}
-	if err := a.setClock(req.Time); err != nil {
-		writeError(w, http.StatusInternalServerError, err)
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
 }
 
 func (a *agent) proxy(w http.ResponseWriter, r *http.Request) {

@@ -22,7 +22,6 @@ import (
 type testAgent struct {
 	*agent
 	quit      chan struct{}
-	clock     time.Time
 	shutdowns chan wire.Shutdown
 }
 
@@ -31,7 +30,6 @@ func newTestAgent() *testAgent {
 	a.agent = &agent{
 		log:      discardLog(),
 		hello:    func() wire.Hello { return wire.Hello{VM: "vm-1"} },
-		setClock: func(t time.Time) error { a.clock = t; return nil },
 		shutdown: func(s wire.Shutdown) { a.shutdowns <- s },
 		status:   newStatus(&timeline{now: func() time.Duration { return 0 }}),
 		ring:     newLogRing(1 << 20),
@@ -161,20 +159,13 @@ func TestLogsFollow(t *testing.T) {
 	}
 }
 
-func TestShutdownAndClock(t *testing.T) {
+func TestShutdownRoute(t *testing.T) {
 	a := newTestAgent()
 	if w := a.do("POST", wire.PathShutdown, `{"grace_ns":5}`); w.Code != http.StatusAccepted || (<-a.shutdowns).Grace != 5 {
 		t.Errorf("shutdown = %d %s", w.Code, w.Body)
 	}
 	if w := a.do("POST", wire.PathShutdown, ``); w.Code != http.StatusAccepted || (<-a.shutdowns).Grace != 0 {
 		t.Errorf("shutdown without a body = %d %s", w.Code, w.Body)
-	}
-	if w := a.do("POST", wire.PathClock, `{"time":"2030-01-02T03:04:05Z"}`); w.Code != http.StatusNoContent || a.clock.Year() != 2030 {
-		t.Errorf("clock = %d %s, set to %v", w.Code, w.Body, a.clock)
-	}
-	a.setClock = func(time.Time) error { return errors.New("no clock") }
-	if w := a.do("POST", wire.PathClock, `{"time":"2030-01-02T03:04:05Z"}`); w.Code != http.StatusInternalServerError {
-		t.Errorf("clock that cannot be set = %d %s", w.Code, w.Body)
 	}
 }
 

@@ -97,6 +97,20 @@
 // nothing that a client does or leaves undone holds the workload up for longer
 // than a bounded while.
 //
+// # Waking
+//
+// A guest that did not run for a while is told so by wire.PathWake (wake.go).
+// After a pause its clock is set. After a restore, told by a new epoch, it also
+// gets what must not be as in others of the same snapshot: entropy, of which the
+// kernel's generators are reseeded at once; host name, machine-id and the files
+// of step 5, which are rewritten in place; the NIC's MAC address, addresses and
+// routes, with what it knew of its neighbours forgotten. Connections of the agent
+// that are from before end first, without an answer; commands get SIGHUP for it.
+// Log lines keep their numbers. The workload goes on as if nothing had been: its
+// health is asked for anew, and another start of it, or a command, sees the new
+// host name in its environment. What it keeps to itself, keys that it made and
+// generators that it seeded, is the same in all forks: only it could change that.
+//
 // # The end
 //
 // A workload that exits for good, or cannot be started, ends the machine.

@@ -178,7 +178,7 @@ func failure(err error) stdio.ExitStatus {
 }
 
 // resolveExec finds what a command is to be, from what the workload is.
-func (w *workload) resolveExec(e wire.Exec, hostname string) (Process, error) {
+func (w *workload) resolveExec(e wire.Exec) (Process, error) {
 	cfg := w.cfg
 	cfg.Args, cfg.Env = e.Args, slices.Concat(w.cfg.Env, e.Env)
 	if e.User != "" {
@@ -190,7 +190,7 @@ func (w *workload) resolveExec(e wire.Exec, hostname string) (Process, error) {
 	if cfg.TTY = e.TTY; e.TTY && e.Term != "" {
 		cfg.Env = slices.Insert(cfg.Env, 0, "TERM="+e.Term) // the workload's own goes before it
 	}
-	p, err := w.resolve(cfg, hostname)
+	p, err := w.resolve(cfg)
 	if err != nil {
 		return Process{}, err
 	}

@@ -101,8 +101,14 @@ func (s *fakeSys) SetHostname(name string) error      { return s.call("hostname 
 func (s *fakeSys) AddEntropy(seed []byte) error       { return s.call("entropy %d", len(seed)) }
 func (s *fakeSys) Loopback() error                    { return s.call("loopback") }
 func (s *fakeSys) Network(c wire.NetworkConfig) error { return s.call("network %s", c.MAC) }
-func (s *fakeSys) KillAll()                           { _ = s.call("kill all") }
-func (s *fakeSys) Sync()                              { _ = s.call("sync") }
+func (s *fakeSys) Rewire(from string, to *wire.NetworkConfig) error {
+	if to == nil {
+		return s.call("rewire %s", from)
+	}
+	return s.call("rewire %s %s", from, to.MAC)
+}
+func (s *fakeSys) KillAll() { _ = s.call("kill all") }
+func (s *fakeSys) Sync()    { _ = s.call("sync") }
 
 func (s *fakeSys) Unmount(target string) error {
 	if err := s.call("unmount %s", target); err != nil || s.onUnmount == nil {

@@ -13,20 +13,27 @@ import (
 // still serves its workload, so all errors come as errSurvived.
 func setIdentity(sys Sys, cfg wire.BootConfig) error {
 	// The configuration was written just before the machine was started, so
-	// its age is about the uptime. The host corrects the rest by PathClock.
+	// its age is about the uptime.
 	errs := []error{
 		sys.SetClock(cfg.Time.Add(sys.Uptime())),
 		sys.SetHostname(cfg.Hostname),
 	}
 	if cfg.Root == nil { // else the initramfs is about to go
-		for _, o := range ownFiles(cfg) {
-			errs = append(errs, sys.WriteFile(o.path, o.content, o.perm))
-		}
+		errs = append(errs, writeOwn(sys, cfg.Identity()))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w: %w", errSurvived, err)
 	}
 	return nil
+}
+
+// writeOwn writes the machine's own files where the initramfs is the root.
+func writeOwn(sys Sys, id wire.Identity) error {
+	var errs []error
+	for _, o := range ownFiles(id) {
+		errs = append(errs, sys.WriteFile(o.path, o.content, o.perm))
+	}
+	return errors.Join(errs...)
 }
 
 // addEntropy credits the host's seed to the kernel's random pool, so that
@@ -40,13 +47,13 @@ func addEntropy(sys Sys, seed []byte) error {
 
 // hostsFile is /etc/hosts: the loopback names, and the host name at the
 // guest's own address, or at 127.0.1.1 where it has none.
-func hostsFile(cfg wire.BootConfig) []byte {
+func hostsFile(id wire.Identity) []byte {
 	addr := netip.AddrFrom4([4]byte{127, 0, 1, 1})
-	if cfg.Network != nil {
-		addr = cfg.Network.Address.Addr()
+	if id.Network != nil {
+		addr = id.Network.Address.Addr()
 	}
-	names := cfg.Hostname
-	if short, _, ok := strings.Cut(cfg.Hostname, "."); ok {
+	names := id.Hostname
+	if short, _, ok := strings.Cut(id.Hostname, "."); ok {
 		names += " " + short
 	}
 	return fmt.Appendf(nil, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", addr, names)

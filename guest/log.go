@@ -18,6 +18,7 @@ const (
 	keySignal = "signal"
 	keyExit   = "exit"
 	keyDelay  = "delay"
+	keyEpoch  = "epoch"
 )
 
 // logSink is where kestrel's own words go: the ring that the host reads, and

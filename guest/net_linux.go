@@ -36,6 +36,13 @@ func (kernel) Network(cfg wire.NetworkConfig) error {
 	return configureNIC(cfg, nicTimeout)
 }
 
+func (kernel) Rewire(from string, to *wire.NetworkConfig) error {
+	if err := mine("configure the network"); err != nil {
+		return err
+	}
+	return rewireNIC(from, to, nicTimeout)
+}
+
 // loopback is the index that lo has in every network namespace:
 // LOOPBACK_IFINDEX of include/net/net_namespace.h.
 const loopback = 1
@@ -89,6 +96,56 @@ func configureNIC(cfg wire.NetworkConfig, timeout time.Duration) error {
 	return nil
 }
 
+// rewireNIC is Rewire in the network namespace of the calling thread.
+func rewireNIC(from string, to *wire.NetworkConfig, timeout time.Duration) error {
+	link, err := findLink(from)
+	if err == nil && to != nil {
+		var there netlink.Link
+		if there, err = findLink(to.MAC); there != nil {
+			link = there
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if link != nil {
+		if err := stripNIC(link); err != nil {
+			return fmt.Errorf("%s: %w", link.Attrs().Name, err)
+		}
+	}
+	if to == nil {
+		return nil
+	}
+	if link != nil && link.Attrs().HardwareAddr.String() != to.MAC {
+		mac, err := net.ParseMAC(to.MAC)
+		if err == nil {
+			err = netlink.LinkSetHardwareAddr(link, mac)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: MAC address %s: %w", link.Attrs().Name, to.MAC, err)
+		}
+	}
+	return configureNIC(*to, timeout)
+}
+
+// stripNIC takes a NIC down, with which the kernel forgets its routes and all of
+// its neighbours, and removes its addresses.
+func stripNIC(link netlink.Link) error {
+	if err := netlink.LinkSetDown(link); err != nil {
+		return fmt.Errorf("down: %w", err)
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("address %s: %w", a.IPNet, err)
+		}
+	}
+	return nil
+}
+
 // awaitCarrier waits until the kernel lets frames through a link that is up. It
 // notes the carrier in a work queue, up to a second later; from Linux 6.7 on,
 // being asked for the link makes it do so at once. A link that has no carrier
@@ -115,20 +172,31 @@ func awaitCarrier(link netlink.Link) error {
 func awaitLink(mac string, timeout time.Duration) (netlink.Link, error) {
 	deadline := time.Now().Add(timeout)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		links, err := netlink.LinkList()
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return nil, err
-		}
-		for _, l := range links {
-			if l.Attrs().HardwareAddr.String() == mac {
-				return l, nil
-			}
+		if l, err := findLink(mac); l != nil || err != nil {
+			return l, err
 		}
 		if time.Now().After(deadline) {
 			return nil, fmt.Errorf("no NIC with the address %s within %s", mac, timeout)
 		}
 		time.Sleep(wait)
 	}
+}
+
+// findLink returns the link with a MAC address, nil where there is none.
+func findLink(mac string) (netlink.Link, error) {
+	if mac == "" {
+		return nil, nil
+	}
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, err
+	}
+	for _, l := range links {
+		if l.Attrs().HardwareAddr.String() == mac {
+			return l, nil
+		}
+	}
+	return nil, nil
 }
 
 // PowerButton listens to the kernel's ACPI events (drivers/acpi/event.c), which

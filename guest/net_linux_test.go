@@ -109,9 +109,81 @@ func testConfigureNIC(t *testing.T) {
 	if !found {
 		t.Errorf("no default route in %v", routes)
 	}
+	testRewireNIC(t, cfg)
 	cfg.Gateway = netip.MustParseAddr("198.51.100.1")
 	if err := configureNIC(cfg, time.Second); err == nil || !strings.Contains(err.Error(), "198.51.100.1") {
 		t.Errorf("with a gateway out of reach configureNIC() = %v, want an error that names it", err)
+	}
+}
+
+// testRewireNIC gives the NIC of cfg another configuration, and then that back.
+func testRewireNIC(t *testing.T, cfg wire.NetworkConfig) {
+	t.Helper()
+	to := wire.NetworkConfig{MAC: "02:56:00:00:00:08", Address: netip.MustParsePrefix("203.0.113.8/25"), Gateway: netip.MustParseAddr("203.0.113.1")}
+	index := func() int {
+		l, err := netlink.LinkByName("nic")
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		return l.Attrs().Index
+	}()
+	for _, ip := range []string{"192.0.2.1", "192.0.2.99"} {
+		n := &netlink.Neigh{LinkIndex: index, IP: net.ParseIP(ip), State: netlink.NUD_PERMANENT, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
+		if err := netlink.NeighAdd(n); err != nil {
+			t.Error(err)
+		}
+	}
+	_, elsewhere, _ := net.ParseCIDR("198.51.100.0/24")
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: elsewhere, Gw: net.ParseIP("192.0.2.99")}); err != nil {
+		t.Error(err)
+	}
+	check := func(want wire.NetworkConfig) {
+		t.Helper()
+		link, err := netlink.LinkByName("nic")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if link.Attrs().HardwareAddr.String() != want.MAC || link.Attrs().Flags&net.FlagUp == 0 {
+			t.Errorf("link = %+v, want %s, up", link.Attrs(), want.MAC)
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+		if err != nil || len(addrs) != 1 || addrs[0].IPNet.String() != want.Address.String() {
+			t.Errorf("addresses = %v, %v, want %s", addrs, err, want.Address)
+		}
+		routes, err := netlink.RouteList(link, netlink.FAMILY_V4)
+		if err != nil || len(routes) != 2 { // to the gateway, and to its network
+			t.Errorf("routes = %v, %v", routes, err)
+		}
+		neighbours, err := netlink.NeighList(index, netlink.FAMILY_V4)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, n := range neighbours {
+			if n.State == netlink.NUD_PERMANENT {
+				t.Errorf("the neighbour %v is left", n)
+			}
+		}
+	}
+	for range 2 { // what was done in part, or all of it, can be done again
+		if err := rewireNIC(cfg.MAC, &to, time.Second); err != nil {
+			t.Error(err)
+		}
+		check(to)
+	}
+	if err := rewireNIC(to.MAC, nil, time.Second); err != nil {
+		t.Error(err)
+	}
+	if link, err := netlink.LinkByName("nic"); err != nil || link.Attrs().Flags&net.FlagUp != 0 {
+		t.Errorf("without a network the NIC is %+v, %v, want it down", link, err)
+	}
+	if err := rewireNIC(to.MAC, &cfg, time.Second); err != nil {
+		t.Error(err)
+	}
+	check(cfg)
+	if err := rewireNIC("", &wire.NetworkConfig{MAC: "02:56:00:00:00:99"}, 10*time.Millisecond); err == nil || !strings.Contains(err.Error(), "no NIC") {
+		t.Errorf("without any such NIC rewireNIC() = %v", err)
 	}
 }
 

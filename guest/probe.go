@@ -68,7 +68,7 @@ func (w *workload) runBeside(ctx context.Context, args []string, output io.Write
 	}
 	defer from.Close()
 	p := Process{
-		Path: program, Args: args, Env: w.process.Env, Dir: w.process.Dir, User: w.process.User,
+		Path: program, Args: args, Env: w.env(), Dir: w.process.Dir, User: w.process.User,
 		Files: []uintptr{null.Fd(), to.Fd(), to.Fd()}, Cgroup: w.cgroup.side(),
 	}
 	pid, exited, err := w.reaper.start(p)

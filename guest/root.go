@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -57,7 +58,7 @@ func (r *root) enter(ctx context.Context, cfg wire.BootConfig) error {
 	if r.upper, err = r.sys.Open(upperDir, os.O_RDONLY|unix.O_DIRECTORY); err != nil {
 		return err
 	}
-	if r.own, err = stageOwn(r.sys, cfg); err != nil {
+	if r.own, err = stageOwn(r.sys, cfg.Identity()); err != nil {
 		return err
 	}
 	if r.leave, err = r.sys.SwitchRoot(rootDir); err != nil {
@@ -204,18 +205,18 @@ type ownFile struct {
 	path    string
 	content []byte
 	perm    fs.FileMode
-	f       *os.File // of the staged copy
+	f       *os.File // of the staged copy, to read and to write
 }
 
 // ownFiles lists the files that say who and where this machine is.
-func ownFiles(cfg wire.BootConfig) []ownFile {
+func ownFiles(id wire.Identity) []ownFile {
 	files := []ownFile{
-		{path: "/etc/hostname", content: []byte(cfg.Hostname + "\n"), perm: 0o644},
-		{path: "/etc/hosts", content: hostsFile(cfg), perm: 0o644},
-		{path: "/etc/machine-id", content: []byte(cfg.MachineID + "\n"), perm: 0o444},
+		{path: "/etc/hostname", content: []byte(id.Hostname + "\n"), perm: 0o644},
+		{path: "/etc/hosts", content: hostsFile(id), perm: 0o644},
+		{path: "/etc/machine-id", content: []byte(id.MachineID + "\n"), perm: 0o444},
 	}
-	if cfg.Network != nil {
-		if b := resolvConf(*cfg.Network); b != nil {
+	if id.Network != nil {
+		if b := resolvConf(*id.Network); b != nil {
 			files = append(files, ownFile{path: "/etc/resolv.conf", content: b, perm: 0o644})
 		}
 	}
@@ -224,14 +225,14 @@ func ownFiles(cfg wire.BootConfig) []ownFile {
 
 // stageOwn writes the machine's files where the new root does not lead, and
 // opens them.
-func stageOwn(sys Sys, cfg wire.BootConfig) ([]ownFile, error) {
-	files := ownFiles(cfg)
+func stageOwn(sys Sys, id wire.Identity) ([]ownFile, error) {
+	files := ownFiles(id)
 	for i := range files {
 		o := &files[i]
 		staged := path.Join(ownDir, path.Base(o.path))
 		err := sys.WriteFile(staged, o.content, o.perm)
 		if err == nil {
-			o.f, err = sys.Open(staged, os.O_RDONLY)
+			o.f, err = sys.Open(staged, os.O_RDWR)
 		}
 		if err != nil {
 			return files[:i], err
@@ -287,6 +288,39 @@ func (o ownFile) mount(sys Sys) error {
 		return fmt.Errorf("%s of the image is no regular file (mode %v)", at, info.Mode())
 	}
 	return sys.Mount(Mount{procFD(o.f), at, "", unix.MS_BIND, ""})
+}
+
+// rename rewrites the machine's own files, which stay where they are mounted:
+// whoever has one open, or sees it in another mount namespace, sees the new
+// content. A file that the machine had no content for at its boot becomes one of
+// the root's.
+func (r *root) rename(id wire.Identity) error {
+	var errs []error
+	for _, o := range ownFiles(id) {
+		i := slices.IndexFunc(r.own, func(own ownFile) bool { return own.path == o.path })
+		if i >= 0 {
+			errs = append(errs, r.own[i].rewrite(o.content))
+			continue
+		}
+		at, err := resolveOwn(r.sys, o.path)
+		if err == nil {
+			err = r.sys.WriteFile(at, o.content, o.perm)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// rewrite gives the staged file another content. Nobody reads none at all.
+func (o ownFile) rewrite(content []byte) error {
+	_, err := o.f.WriteAt(content, 0)
+	if err == nil {
+		err = o.f.Truncate(int64(len(content)))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.path, err)
+	}
+	return nil
 }
 
 // linkMtab gives programs that read the table of mounts where it used to be

@@ -72,7 +72,12 @@ type kestrel struct {
 	boot     wire.BootConfig          // final before the agent starts; zero where it could not be read
 	proxy    *httputil.ReverseProxy   // to the workload; as boot, and nil where that has no BaseURL
 	disks    *disks
-	root     *root                // nil where the initramfs is the root
+	root     *root     // nil where the initramfs is the root
+	who      *identity // as boot says, until a Wake says otherwise
+	conns    *conns    // of the agent
+	waker    *waker
+	era      atomic.Pointer[era]  // since the last restore
+	probed   atomic.Uint64        // the epoch in which the workload is probed
 	serve    func() (stop func()) // startAgent, of which only the first call counts
 
 	begun     chan struct{} // closed by markBegun
@@ -99,6 +104,12 @@ func newKestrel(cfg Config) *kestrel {
 	k.status = newStatus(k.timeline)
 	k.reaper = newReaper(cfg.Sys, k.log)
 	k.disks = newDisks(cfg.Sys)
+	k.who, k.conns = new(identity), new(conns)
+	k.waker = &waker{
+		sys: cfg.Sys, now: cfg.Sys.Uptime, conns: k.conns, who: k.who,
+		rename: k.rename, begun: k.beginEra, turn: make(chan struct{}, 1),
+	}
+	k.era.Store(&era{over: make(chan struct{})})
 	k.hub = newHub(k.log, k.reaper.signal)
 	k.grace.Store(int64(wire.DefaultStopTimeout))
 	return k
@@ -236,7 +247,7 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 	a := &agent{
 		hub: k.hub, commands: newCommands(k.sys, k.log, k.reaper, k.resolveExec, k.quit), sessions: new(sessions),
 		archives: newArchives(k.sys, func() bool { return k.workload.Load() != nil }),
-		log:      k.log, hello: k.hello, setClock: k.sys.SetClock, status: k.status, ring: k.ring,
+		log:      k.log, hello: k.hello, wake: k.waker.wake, status: k.status, ring: k.ring,
 		workload: k.proxy, quit: k.quit,
 		shutdown: func(s wire.Shutdown) {
 			if s.Grace > 0 {
@@ -258,7 +269,7 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 		case <-t.C:
 		}
 		start := k.timeline.now()
-		c := &channel{sys: k.sys, log: k.log, server: server, up: func() {
+		c := &channel{sys: k.sys, log: k.log, server: server, conns: k.conns, up: func() {
 			k.timeline.add("agent", start, nil)
 			k.status.update(func(*wire.Status) {})
 		}}
@@ -283,13 +294,14 @@ func (k *kestrel) resolveExec(e wire.Exec) (Process, error) {
 	if w == nil {
 		return Process{}, errors.New("there is no workload")
 	}
-	return w.resolveExec(e, k.boot.Hostname)
+	return w.resolveExec(e)
 }
 
 func (k *kestrel) hello() wire.Hello {
+	id := k.who.get()
 	return wire.Hello{
-		Protocol: wire.Protocol, Version: k.version, VM: k.boot.VM, Incarnation: k.boot.Incarnation,
-		Kernel: k.sys.Release(), Timeline: k.timeline.snapshot(),
+		Protocol: wire.Protocol, Version: k.version, VM: id.VM, Incarnation: id.Incarnation,
+		Kernel: k.sys.Release(), Epoch: k.status.get().Epoch, Timeline: k.timeline.snapshot(),
 	}
 }
 
@@ -325,6 +337,9 @@ func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 		if err := k.step(step.name, step.run); err != nil {
 			return nil, err
 		}
+		if step.name == "root" || step.name == "network" && !rooted() {
+			k.waker.enable() // before the agent serves
+		}
 	}
 	return s, nil
 }
@@ -358,6 +373,7 @@ func (k *kestrel) configure(ctx context.Context) error {
 		return err
 	}
 	k.boot = cfg
+	k.who.set(cfg.Identity())
 	if d := cfg.Workload.StopTimeout; d > 0 {
 		k.grace.CompareAndSwap(int64(wire.DefaultStopTimeout), int64(d))
 	}
@@ -387,10 +403,10 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 	}
 	w := &workload{
 		sys: k.sys, log: k.log, ring: k.ring, reaper: k.reaper, status: k.status, cgroup: group,
-		cfg: k.boot.Workload, hub: k.hub,
+		cfg: k.boot.Workload, hub: k.hub, hostname: k.who.hostname,
 		grace: func() time.Duration { return time.Duration(k.grace.Load()) },
 	}
-	if err := w.prepare(k.boot.Hostname); err != nil {
+	if err := w.prepare(); err != nil {
 		return nil, nil, err
 	}
 	k.workload.Store(w)
@@ -404,7 +420,8 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 }
 
 // readiness returns what is to be done beside every process of the workload:
-// see when it is ready, and from then on whether it is healthy.
+// see when it is ready, and from then on whether it is healthy; after a restore,
+// all of it anew.
 func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
 	check := healthCheck{pace: pace{probeMin, probeMax}}
 	health := k.boot.Workload.Health
@@ -419,7 +436,7 @@ func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
 	}
 	start := k.timeline.now()
 	once := sync.OnceFunc(func() { k.timeline.add("ready", start, nil) })
-	return func(ctx context.Context) {
+	lookAfter := func(ctx context.Context) {
 		ready := check.ask == nil || check.awaitReady(ctx) // without a question it is ready once started
 		k.markBegun()
 		if !ready {
@@ -432,6 +449,11 @@ func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
 		}
 		k.verdict(true, nil)
 		check.watch(ctx)
+	}
+	return func(ctx context.Context) {
+		for again := true; again; again = health != nil && ctx.Err() == nil {
+			k.inEra(ctx, lookAfter)
+		}
 	}, nil
 }
 
@@ -440,7 +462,11 @@ func (k *kestrel) verdict(healthy bool, err error) {
 	if err != nil {
 		k.log.Warn("the workload is unhealthy", keyErr, err)
 	}
-	k.status.update(func(s *wire.Status) { s.Healthy = &healthy })
+	k.status.update(func(s *wire.Status) {
+		if s.Epoch == k.probed.Load() { // else it was found out before the restore
+			s.Healthy = &healthy
+		}
+	})
 }
 
 // watch supervises the workload until it is over, and stops it when the host,

@@ -33,6 +33,7 @@ type channel struct {
 	sys    Sys
 	log    *slog.Logger
 	server *http.Server
+	conns  *conns // of the server
 	// up is called once, when the first transport listens.
 	up func()
 }
@@ -59,7 +60,7 @@ func (c *channel) serveVsock(ctx context.Context, up func()) {
 	up()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	if err := c.server.Serve(l); ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := c.server.Serve(c.conns.listener(l)); ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
 		c.log.Error("serve vsock", keyErr, err)
 	}
 }
@@ -96,7 +97,7 @@ func (c *channel) serveSerial(ctx context.Context, up func()) {
 		// The session ends with its link, that is, before the next begins, or
 		// when the server was shut down and its last responses are out.
 		wg.Go(func() {
-			_ = c.server.Serve(newSessionListener(session))
+			_ = c.server.Serve(c.conns.listener(newSessionListener(session)))
 			select {
 			case <-session.CloseChan():
 			case <-ctx.Done():

@@ -42,11 +42,18 @@ type Sys interface {
 	LoadModule(path string) error
 	SetClock(t time.Time) error
 	SetHostname(name string) error
+	// AddEntropy credits the seed to the kernel's random pool, and has every
+	// generator that draws on it begin anew at once.
 	AddEntropy(seed []byte) error
 	// Loopback brings lo up. Network configures the NIC with cfg's MAC, and
 	// waits a bounded time for it to appear.
 	Loopback() error
 	Network(cfg wire.NetworkConfig) error
+	// Rewire takes the NIC with the MAC address from, if there is one, down and
+	// everything from it that it has: addresses, routes, neighbours. Where to is
+	// not nil the NIC is then given to's MAC address, and configured as by
+	// Network. A NIC that has it already is taken instead of from's.
+	Rewire(from string, to *wire.NetworkConfig) error
 
 	Files
 	Processes

@@ -186,7 +186,9 @@ func (kernel) SetHostname(name string) error {
 	return os.NewSyscallError("sethostname", unix.Sethostname([]byte(name)))
 }
 
-// AddEntropy credits the seed to the kernel's pool by RNDADDENTROPY, random(4).
+// AddEntropy credits the seed by RNDADDENTROPY, random(4). That alone would be
+// heeded by a pool that is not ready yet, and by one that is within a minute:
+// RNDRESEEDCRNG makes it so now.
 func (kernel) AddEntropy(seed []byte) error {
 	if err := mine("add entropy"); err != nil {
 		return err
@@ -208,7 +210,7 @@ func (kernel) AddEntropy(seed []byte) error {
 	if errno != 0 {
 		return os.NewSyscallError("RNDADDENTROPY", errno)
 	}
-	return nil
+	return os.NewSyscallError("RNDRESEEDCRNG", unix.IoctlSetInt(int(f.Fd()), unix.RNDRESEEDCRNG, 0))
 }
 
 // vsockAnyCID listens on whatever context id the machine has, or is given when

@@ -456,13 +456,10 @@ func TestVMServes(t *testing.T) {
 			t.Errorf("the clock is off by %v", off)
 		}
 		at := time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
-		body, _ := json.Marshal(wire.Clock{Time: at})
-		if code, b := m.request("POST", wire.PathClock, string(body)); code != http.StatusNoContent {
-			t.Errorf("POST clock = %d %s", code, b)
-		}
+		woken := m.wake(wire.Wake{Time: at})
 		fmt.Sscan(m.get(wire.PathWorkload+"/clock"), &sec)
-		if off := time.Unix(sec, 0).Sub(at); off < 0 || off > 30*time.Second {
-			t.Errorf("after setting it to %v the clock says %v", at, time.Unix(sec, 0))
+		if off := time.Unix(sec, 0).Sub(at); off < 0 || off > 30*time.Second || woken.Time.Before(at) {
+			t.Errorf("after setting it to %v the clock says %v, and the guest %v", at, time.Unix(sec, 0), woken.Time)
 		}
 	})
 	t.Run("proxy", func(t *testing.T) {
@@ -534,9 +531,10 @@ func TestVMServes(t *testing.T) {
 			{"GET", wire.PathStatus + "?after=x", "", 400, "after"},
 			{"GET", wire.PathStatus + "?after=1&wait=-1s", "", 400, "wait"},
 			{"GET", wire.PathLogs + "?follow=maybe", "", 400, "follow"},
-			{"POST", wire.PathClock, "{", 400, "body"},
-			{"POST", wire.PathClock, "{}", 400, "time"},
-			{"POST", wire.PathClock, strings.Repeat("x", 100<<10), 400, "too large"},
+			{"POST", wire.PathWake, "{", 400, "body"},
+			{"POST", wire.PathWake, "{}", 400, "time"},
+			{"POST", wire.PathWake, strings.Repeat("x", 100<<10), 400, "too large"},
+			{"POST", wire.PathWake, `{"epoch":1,"time":"2031-01-01T00:00:00Z"}`, 400, "seed"},
 		} {
 			code, body := m.request(tt.method, tt.path, tt.body)
 			if code != tt.code || !strings.Contains(decode[wire.Error](t, body).Message, tt.text) {
@@ -580,6 +578,10 @@ func TestVMServes(t *testing.T) {
 			worst = max(worst, time.Since(start))
 		}
 		t.Logf("slowest reconnection with an answer: %v", worst)
+	})
+	t.Run("wake", func(t *testing.T) {
+		m.t = t
+		m.testWake()
 	})
 	t.Run("restart", func(t *testing.T) {
 		m.t = t

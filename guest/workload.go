@@ -48,12 +48,14 @@ type workload struct {
 	// started is called in a goroutine for every start; its ctx ends with the
 	// process.
 	started func(ctx context.Context)
+	// hostname is what the guest is called now.
+	hostname func() string
 	// grace is how long a process may take to end after the stop signal.
 	grace func() time.Duration
 }
 
 // prepare checks everything that can be known before the start.
-func (w *workload) prepare(hostname string) (err error) {
+func (w *workload) prepare() (err error) {
 	w.stopSignal, err = parseSignal(w.cfg.StopSignal)
 	if err != nil {
 		return err
@@ -61,23 +63,29 @@ func (w *workload) prepare(hostname string) (err error) {
 	if err := w.sys.MkdirAll(path.Join("/", w.cfg.Workdir), 0o755); err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
-	w.process, err = w.resolve(w.cfg, hostname)
+	w.process, err = w.resolve(w.cfg)
 	return err
 }
 
 // resolve finds what is to be started: user, environment, program.
-func (w *workload) resolve(cfg wire.WorkloadConfig, hostname string) (Process, error) {
+func (w *workload) resolve(cfg wire.WorkloadConfig) (Process, error) {
 	acct, err := lookupUser(w.sys, cfg.User)
 	if err != nil {
 		return Process{}, err
 	}
 	dir := path.Join("/", cfg.Workdir)
-	env := workloadEnv(cfg.Env, hostname, acct.home, cfg.TTY)
+	env := workloadEnv(cfg.Env, w.hostname(), acct.home, cfg.TTY)
 	program, err := lookupProgram(w.sys, cfg.Args[0], dir, envValue(env, "PATH"))
 	if err != nil {
 		return Process{}, err
 	}
 	return Process{Path: program, Args: cfg.Args, Env: env, Dir: dir, User: acct.Credential, TTY: cfg.TTY}, nil
+}
+
+// env is the workload's environment, in a guest that may have another name by now
+// than when the workload was prepared.
+func (w *workload) env() []string {
+	return workloadEnv(w.cfg.Env, w.hostname(), envValue(w.process.Env, "HOME"), w.cfg.TTY)
 }
 
 // running is a process of the workload.
@@ -100,7 +108,7 @@ func (w *workload) start(again bool) (*running, error) {
 	}
 	r := &running{io: io, copies: new(sync.WaitGroup), side: new(sync.WaitGroup), ooms: w.cgroup.oomKills()}
 	p := w.process
-	p.Files, p.Cgroup = io.fds(), w.cgroup.dir()
+	p.Env, p.Files, p.Cgroup = w.env(), io.fds(), w.cgroup.dir()
 	w.hub.resize(io)
 	r.since = time.Now()
 	r.pid, r.exited, err = w.reaper.start(p)

@@ -122,8 +122,8 @@ func TestPrepareRefuses(t *testing.T) {
 	for _, tt := range tests {
 		sys := newFakeSys(t)
 		sys.put(t, "/bin/true", "", 0o755)
-		w := &workload{sys: sys, cfg: tt.cfg}
-		if err := w.prepare("web"); err == nil || !strings.Contains(err.Error(), tt.want) {
+		w := &workload{sys: sys, cfg: tt.cfg, hostname: func() string { return "web" }}
+		if err := w.prepare(); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: prepare() = %v, want an error with %q", tt.name, err, tt.want)
 		}
 	}
@@ -157,7 +157,8 @@ func newTestWorkload(t *testing.T, script string, edit func(*wire.WorkloadConfig
 	sys := newFakeSys(t)
 	sys.linkProgram(t, "/bin/sh")
 	w := &workload{
-		sys: sys, log: discardLog(), ring: newLogRing(1 << 20), reaper: startReaper(t),
+		hostname: func() string { return "web" },
+		sys:      sys, log: discardLog(), ring: newLogRing(1 << 20), reaper: startReaper(t),
 		status:  newStatus(&timeline{now: sys.Uptime}),
 		hub:     newHub(discardLog(), func(int, syscall.Signal) error { return nil }),
 		cfg:     wire.WorkloadConfig{Args: []string{"sh", "-c", script}},
@@ -167,7 +168,7 @@ func newTestWorkload(t *testing.T, script string, edit func(*wire.WorkloadConfig
 	if edit != nil {
 		edit(&w.cfg)
 	}
-	if err := w.prepare("web"); err != nil {
+	if err := w.prepare(); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -127,24 +127,15 @@ func (c *BootConfig) Validate() error {
 	bad := func(field string, format string, args ...any) error {
 		return fmt.Errorf("boot configuration: %s: %w", field, fmt.Errorf(format, args...))
 	}
-	switch {
-	case c.VM == "":
-		return bad("vm", "is empty")
-	case c.Incarnation < 1:
-		return bad("incarnation", "is %d, counts from 1", c.Incarnation)
-	case !validHostname(c.Hostname):
-		return bad("hostname", "%q is not a host name", c.Hostname)
-	case !lowerHex(c.MachineID, 32):
-		return bad("machine_id", "%q is not 32 lower-case hex digits", c.MachineID)
-	case len(c.Seed) < 32 || len(c.Seed) > 64:
-		return bad("seed", "has %d bytes, takes 32 to 64", len(c.Seed))
-	case c.Time.IsZero():
-		return bad("time", "is not set")
+	id := c.Identity()
+	if err := id.validate(); err != nil {
+		return fmt.Errorf("boot configuration: %w", err)
 	}
-	if n := c.Network; n != nil {
-		if err := n.validate(); err != nil {
-			return bad("network", "%w", err)
-		}
+	if err := validSeed(c.Seed); err != nil {
+		return bad("seed", "%w", err)
+	}
+	if c.Time.IsZero() {
+		return bad("time", "is not set")
 	}
 	if r := c.Root; r != nil {
 		if err := r.validate(); err != nil {

@@ -9,8 +9,7 @@ const (
 	PathStatus   = "/v1/status"   // GET ?after=SEQ&wait=DURATION: Status, when its Seq exceeds SEQ or the wait (<= 60s) is over
 	PathLogs     = "/v1/logs"     // GET ?after=SEQ&follow=BOOL: LogEntry values, one JSON object a line
 	PathShutdown = "/v1/shutdown" // POST Shutdown: 202, then the guest stops its workload and powers off
-	PathClock    = "/v1/clock"    // POST Clock: 204
-	PathWake     = "/v1/wake"     // POST Wake: Woken, once everything in it is done
+	PathWake     = "/v1/wake"     // POST Wake: Woken, once everything in it is done; 409 when it comes too late, or before the guest is up
 	PathWorkload = "/v1/workload" // any method, PathWorkload + "/x": proxied to WorkloadConfig.BaseURL + "/x", upgrades included
 )
 
@@ -27,6 +26,8 @@ type Hello struct {
 	VM          string `json:"vm"`
 	Incarnation int    `json:"incarnation"`
 	Kernel      string `json:"kernel"` // uname -r
+	// Epoch is the last Wake's.
+	Epoch uint64 `json:"epoch,omitempty"`
 	// Timeline is the boot, step by step, in order.
 	Timeline []Step `json:"timeline"`
 }
@@ -70,6 +71,9 @@ type Status struct {
 	Timeline []Step `json:"timeline"`
 	// Stopping is set once a shutdown has begun.
 	Stopping bool `json:"stopping,omitempty"`
+	// Epoch is the last Wake's: a status with a lower one than the host has given
+	// is of a guest that does not know yet that it was restored.
+	Epoch uint64 `json:"epoch,omitempty"`
 }
 
 // WorkloadExit is how the workload ended: Code, or Signal when a signal did it.
@@ -112,11 +116,14 @@ type Shutdown struct {
 
 // Wake tells a guest that it was not running for a while: after a resume with
 // Epoch as it was, after a restore with a new one. A guest that was restored is
-// not ready before it has answered.
+// not ready before it has answered. With a new epoch it ends every other
+// connection of before, whose commands get SIGHUP, and asks the workload anew
+// whether it is healthy. A Wake that failed may be repeated.
 type Wake struct {
 	// Epoch counts the restores that lead to this guest, from 0 at its boot. A
 	// Wake whose epoch is older than the guest's is refused with a conflict; one
-	// that repeats it only sets the clock.
+	// that repeats it only sets the clock, so that an answer that was lost can be
+	// asked for again.
 	Epoch uint64 `json:"epoch"`
 	// Time is the host's wall clock; the guest steps its own to it.
 	Time time.Time `json:"time"`
@@ -130,12 +137,14 @@ type Wake struct {
 // Identity is what tells a guest from others of the same snapshot, as in
 // BootConfig.
 type Identity struct {
-	VM          string         `json:"vm"`
-	Name        string         `json:"name"`
-	Incarnation int            `json:"incarnation"`
-	Hostname    string         `json:"hostname"`
-	MachineID   string         `json:"machine_id"`
-	Network     *NetworkConfig `json:"network,omitempty"` // for the NIC that the guest has; its MAC address changes too
+	VM          string `json:"vm"`
+	Name        string `json:"name"`
+	Incarnation int    `json:"incarnation"`
+	Hostname    string `json:"hostname"`
+	MachineID   string `json:"machine_id"`
+	// Network is for the NIC that the guest has; its MAC address changes too. nil
+	// takes that down.
+	Network *NetworkConfig `json:"network,omitempty"`
 }
 
 // Woken acknowledges a Wake.
@@ -144,9 +153,4 @@ type Woken struct {
 	Time  time.Time `json:"time"` // the guest's clock now
 	// Steps are what was done, as at boot.
 	Steps []Step `json:"steps,omitempty"`
-}
-
-// Clock sets the guest's wall clock, after a pause or a restore.
-type Clock struct {
-	Time time.Time `json:"time"`
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -107,6 +108,11 @@ func serve(addr string) {
 	http.HandleFunc("/clock", func(w http.ResponseWriter, r *http.Request) {
 		host, _ := os.Hostname()
 		fmt.Fprintf(w, "%d %s\n", time.Now().Unix(), host)
+	})
+	http.HandleFunc("/random", func(w http.ResponseWriter, r *http.Request) {
+		b := make([]byte, 16)
+		_, _ = rand.Read(b)
+		fmt.Fprintf(w, "%x", b)
 	})
 	http.HandleFunc("/stream", func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).EnableFullDuplex()
