@@ -490,7 +490,7 @@ func (s *scripted) start() {
 	if s.vsock == nil {
 		return
 	}
-	s.server = &http.Server{Handler: guest.Handler(s)}
+	s.server = &http.Server{Handler: guest.Handler(s, guest.NewMemory())}
 	s.conns = make(chan net.Conn)
 	go s.server.Serve(&queue{conns: s.conns, closed: make(chan struct{})})
 	go s.accept(s.vsock, s.conns)
@@ -651,4 +651,18 @@ func (s *scripted) OpenDisk(serial string) (*os.File, error) {
 		}
 	}
 	return nil, fmt.Errorf("no disk %q", serial)
+}
+
+// Size implements guest.Machine.
+func (s *scripted) Size() (vcpus, memoryMiB int) {
+	return s.config.CPUs.Boot, int(s.config.Memory.Size >> 20)
+}
+
+// NICs implements guest.Machine.
+func (s *scripted) NICs() []string {
+	var list []string
+	for _, n := range s.config.Net {
+		list = append(list, n.MAC)
+	}
+	return list
 }

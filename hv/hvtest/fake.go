@@ -36,6 +36,15 @@ const (
 	OpPowerButton Op = "power-button"
 	OpKill        Op = "kill"
 	OpDial        Op = "dial"
+	OpSnapshot    Op = "snapshot"
+	OpSnapshotted Op = "snapshotted" // all is written but hv.SnapshotFile
+	OpRestore     Op = "restore"
+	OpRestored    Op = "restored" // as OpLaunched
+	OpResize      Op = "resize"
+	OpAddDisk     Op = "add-disk"
+	OpRemoveDisk  Op = "remove-disk"
+	OpAddNIC      Op = "add-nic"
+	OpRemoveNIC   Op = "remove-nic"
 )
 
 // Hook interferes with a call for the machine with the given id (for OpFind
@@ -53,6 +62,10 @@ type Guest struct {
 	// PowerButton is called, in a goroutine of its own, when the button is
 	// pressed. With nil the guest powers off.
 	PowerButton func()
+	// Save returns what the guest remembers, for a snapshot: the guest that is
+	// restored from it finds it by Machine.Memory. It is called while the machine
+	// is paused. With nil a guest remembers nothing.
+	Save func() ([]byte, error)
 }
 
 // Fake is one host with a scripted hypervisor. It is an hv.Driver, and the
@@ -86,7 +99,10 @@ func NewFake() *Fake {
 	return &Fake{
 		caps: hv.Capabilities{
 			Driver: FakeName, Version: "1.0", Binary: "/nonexistent/fake", Accel: hv.AccelTCG, Channel: hv.ChannelSerial,
-			Pause: true, PowerButton: true, MaxVCPUs: 64, MaxDisks: 19, MaxNICs: 1,
+			Pause: true, PowerButton: true, Snapshot: true, Template: true, OnDemand: true,
+			ResizeCPU: true, ResizeMemory: true, PlugDisk: true, PlugNIC: true,
+			Pmem: true, Share: true, Device: true, Balloon: true, Unprivileged: true,
+			MaxVCPUs: 64, MaxDisks: 19, MaxNICs: 1,
 		},
 		guest:   func(*Machine) Guest { return Guest{} },
 		hooks:   make(map[Op]Hook),
@@ -207,7 +223,7 @@ func (f *Fake) Running() []*Machine {
 func (f *Fake) Machine(id string) *Machine {
 	running := f.Running()
 	slices.Reverse(running)
-	if i := slices.IndexFunc(running, func(m *Machine) bool { return m.spec.ID == id }); i >= 0 {
+	if i := slices.IndexFunc(running, func(m *Machine) bool { return m.rec.ID == id }); i >= 0 {
 		return running[i]
 	}
 	return nil
@@ -265,19 +281,34 @@ func (f *Fake) launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 	if err := f.checkSpec(&spec); err != nil {
 		return nil, err
 	}
+	return f.begin(ctx, spec, nil, OpLaunched)
+}
+
+// begin starts a machine, or one that goes on with memory, which is then paused.
+func (f *Fake) begin(ctx context.Context, spec hv.Spec, memory []byte, begun Op) (hv.VM, error) {
 	made := []string{filepath.Join(spec.Dir, vmm.RecordFile), filepath.Join(spec.Dir, vmm.ExitFile), filepath.Join(spec.Dir, vmm.LogFile)}
 	if _, err := os.Lstat(spec.ConsoleLog); errors.Is(err, fs.ErrNotExist) {
 		made = append(made, spec.ConsoleLog)
 	}
+	if spec.MemoryFile != "" {
+		file, err := os.OpenFile(spec.MemoryFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		made = append(made, spec.MemoryFile)
+		if err := file.Close(); err != nil {
+			return nil, errors.Join(err, removeFiles(made))
+		}
+	}
 	console, err := vmm.OpenConsole(spec.ConsoleLog, spec.ConsoleLimit)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, removeFiles(made))
 	}
 	log, err := vmm.OpenLog(&spec)
 	if err != nil {
 		return nil, errors.Join(err, console.Close(), removeFiles(made))
 	}
-	m, err := f.add(spec)
+	m, err := f.add(spec, memory)
 	if err = errors.Join(err, log.Close()); err != nil {
 		return nil, errors.Join(err, console.Close(), removeFiles(made))
 	}
@@ -294,7 +325,7 @@ func (f *Fake) launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 	guest := f.guest
 	f.mu.Unlock()
 	m.boot(guest(m))
-	if err := f.enter(ctx, OpLaunched, spec.ID); err != nil {
+	if err := f.enter(ctx, begun, spec.ID); err != nil {
 		return undo(err)
 	}
 	return vm, nil
@@ -314,6 +345,10 @@ func (f *Fake) checkSpec(spec *hv.Spec) error {
 		return fmt.Errorf("%w: %d disks, at most %d can be had", hv.ErrInvalidSpec, len(spec.Disks), caps.MaxDisks)
 	case len(spec.NICs) > caps.MaxNICs:
 		return fmt.Errorf("%w: %d NICs, at most %d can be had", hv.ErrInvalidSpec, len(spec.NICs), caps.MaxNICs)
+	case spec.MaxVCPUs > spec.VCPUs && !caps.ResizeCPU, spec.MaxMemoryMiB > spec.MemoryMiB && !caps.ResizeMemory,
+		spec.MemoryFile != "" && !caps.Template, spec.Balloon && !caps.Balloon, len(spec.Shares) > 0 && !caps.Share, len(spec.Devices) > 0 && !caps.Device,
+		spec.User != nil && !caps.Unprivileged, slices.ContainsFunc(spec.Disks, func(d hv.Disk) bool { return d.Pmem }) && !caps.Pmem:
+		return fmt.Errorf("%w: it wants what the capabilities say is not there", hv.ErrInvalidSpec)
 	}
 	if len(spec.Dir)+len("/agent.sock") > hv.MaxSocketPath {
 		return fmt.Errorf("%w: directory %s leaves no room for a socket path of %d bytes", hv.ErrInvalidSpec, spec.Dir, hv.MaxSocketPath)
@@ -336,23 +371,35 @@ func (f *Fake) checkSpec(spec *hv.Spec) error {
 	return nil
 }
 
-// add enters a new machine into the table, unless one has a disk that it
-// cannot share.
-func (f *Fake) add(spec hv.Spec) (*Machine, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// inUse says which of the disks another machine has that cannot share it; f.mu
+// is held.
+func (f *Fake) inUse(self *Machine, disks []hv.Disk) error {
 	for _, other := range f.machines {
-		if other.gone() {
+		if other == self || other.gone() {
 			continue
 		}
-		for _, d := range spec.Disks {
-			if slices.ContainsFunc(other.spec.Disks, func(o hv.Disk) bool { return o.Path == d.Path && !(o.ReadOnly && d.ReadOnly) }) {
-				return nil, fmt.Errorf("%w: %s: machine %s has it", hv.ErrDiskInUse, d.Path, other.spec.ID)
+		for _, d := range disks {
+			if slices.ContainsFunc(other.Spec().Disks, func(o hv.Disk) bool { return o.Path == d.Path && !(o.ReadOnly && d.ReadOnly) }) {
+				return fmt.Errorf("%w: %s: machine %s has it", hv.ErrDiskInUse, d.Path, other.rec.ID)
 			}
 		}
 	}
-	m := &Machine{host: f, spec: spec, started: time.Now(), over: make(chan struct{}), up: make(chan struct{})}
+	return nil
+}
+
+// add enters a new machine into the table, unless one has a disk that it
+// cannot share.
+func (f *Fake) add(spec hv.Spec, memory []byte) (*Machine, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.inUse(nil, spec.Disks); err != nil {
+		return nil, err
+	}
+	m := &Machine{host: f, spec: spec, memory: memory, started: time.Now(), over: make(chan struct{}), up: make(chan struct{})}
 	m.state = hv.StateRunning
+	if memory != nil {
+		m.state, m.resumed = hv.StatePaused, make(chan struct{})
+	}
 	m.rec = hv.Record{
 		Driver: FakeName, Version: f.caps.Version, Accel: f.caps.Accel, ID: spec.ID, Dir: spec.Dir,
 		PID: f.nextPID, StartTime: uint64(len(f.machines) + 1), BootID: f.bootID, ArgvSHA256: strings.Repeat("0", 64),
@@ -369,7 +416,7 @@ func (f *Fake) Find(ctx context.Context, dir string) (hv.Record, error) {
 		return hv.Record{}, err
 	}
 	for _, m := range f.Running() {
-		if m.spec.Dir == dir {
+		if m.rec.Dir == dir {
 			return m.rec, nil
 		}
 	}
@@ -426,9 +473,4 @@ func removeFiles(paths []string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Restore is not offered yet: Capabilities say so.
-func (f *Fake) Restore(context.Context, hv.Spec, hv.Snapshot, hv.RestoreOptions) (hv.VM, error) {
-	return nil, fmt.Errorf("%s: restore: %w", FakeName, hv.ErrUnsupported)
 }

@@ -56,10 +56,25 @@ func get(ctx context.Context, vm hv.VM, path string) (string, error) {
 // TestFakeConforms runs the suite that every driver must pass.
 func TestFakeConforms(t *testing.T) {
 	f := hvtest.NewFake()
-	f.SetGuest(func(m *hvtest.Machine) hvtest.Guest { return hvtest.Guest{Agent: guest.Handler(m)} })
+	caps, err := f.Probe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	caps.MaxNICs = 4
+	f.SetCapabilities(caps)
+	f.SetGuest(func(m *hvtest.Machine) hvtest.Guest {
+		memory := guest.NewMemory()
+		if kept := m.Memory(); kept != nil {
+			var err error
+			if memory, err = guest.LoadMemory(kept); err != nil {
+				t.Error(err)
+			}
+		}
+		return hvtest.Guest{Agent: guest.Handler(m, memory), Save: memory.Save}
+	})
 	f.SetCheck(func(spec *hv.Spec) error {
 		for _, n := range spec.NICs {
-			if n.Tap != "tap1" {
+			if n.Tap != "tap1" && n.Tap != "tap2" {
 				return fmt.Errorf("%w: no tap %s", hv.ErrInvalidSpec, n.Tap)
 			}
 		}
@@ -98,6 +113,7 @@ func TestFakeConforms(t *testing.T) {
 			}
 			return alive
 		},
+		Tap:     func(testing.TB) string { return "tap2" },
 		Timeout: time.Minute,
 	})
 }

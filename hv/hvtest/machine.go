@@ -22,13 +22,14 @@ import (
 // and have no effect once the machine is gone.
 type Machine struct {
 	host    *Fake
-	spec    hv.Spec
+	memory  []byte // what a snapshot kept; nil on a boot
 	rec     hv.Record
 	started time.Time
 	over    chan struct{} // closed when the VMM is gone
 	up      chan struct{} // closed when the agent answers
 
 	mu     sync.Mutex
+	spec   hv.Spec      // guarded by mu; as it is now
 	state  hv.State     // guarded by mu
 	guest  Guest        // guarded by mu
 	server *http.Server // guarded by mu; the agent's, nil without one
@@ -41,8 +42,32 @@ type Machine struct {
 	resumed chan struct{} // guarded by mu; not nil while paused, closed by Resume
 }
 
-// Spec returns what the machine was launched with.
-func (m *Machine) Spec() hv.Spec { return m.spec }
+// Spec returns what the machine was launched with, and has been changed to
+// since.
+func (m *Machine) Spec() hv.Spec {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.spec
+}
+
+// Memory returns what Guest.Save returned of the guest that this one goes on
+// as, or nil for one that was booted.
+func (m *Machine) Memory() []byte { return m.memory }
+
+// Size is what the guest finds: all that the machine has.
+func (m *Machine) Size() (vcpus, memoryMiB int) {
+	spec := m.Spec()
+	return spec.VCPUs, spec.MemoryMiB
+}
+
+// NICs lists the MAC addresses of the machine's NICs.
+func (m *Machine) NICs() []string {
+	var list []string
+	for _, n := range m.Spec().NICs {
+		list = append(list, n.MAC.String())
+	}
+	return list
+}
 
 // Record returns the machine's record.
 func (m *Machine) Record() hv.Record { return m.rec }
@@ -93,7 +118,7 @@ func (m *Machine) Print(text string) {
 
 // Say is the VMM saying something itself.
 func (m *Machine) Say(text string) error {
-	f, err := os.OpenFile(filepath.Join(m.spec.Dir, vmm.LogFile), os.O_WRONLY|os.O_APPEND, 0)
+	f, err := os.OpenFile(filepath.Join(m.rec.Dir, vmm.LogFile), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err
 	}
@@ -104,7 +129,7 @@ func (m *Machine) Say(text string) error {
 // OpenDisk opens the file of the disk with that serial, for reading and
 // writing unless the disk is read-only. The caller closes it.
 func (m *Machine) OpenDisk(serial string) (*os.File, error) {
-	for _, d := range m.spec.Disks {
+	for _, d := range m.Spec().Disks {
 		switch {
 		case d.Serial != serial:
 		case d.ReadOnly:
@@ -189,8 +214,8 @@ func (m *Machine) end(exit hv.Exit) {
 	}
 	exit, vm, server := m.exit, m.vm, m.server
 	m.mu.Unlock()
-	if _, err := os.Stat(m.spec.Dir); err == nil && vm != nil {
-		vmm.WriteExit(m.spec.Dir, exit) // a hint for later; the table knows it too
+	if _, err := os.Stat(m.rec.Dir); err == nil && vm != nil {
+		vmm.WriteExit(m.rec.Dir, exit) // a hint for later; the table knows it too
 	}
 	close(m.over)
 	if server != nil {
@@ -228,6 +253,8 @@ type fakeVM struct {
 	console *vmm.Console
 	done    chan struct{} // closed by finish
 
+	changing sync.Mutex // held while the machine's Spec is changed; taken before all others
+
 	mu       sync.Mutex
 	events   chan hv.Event    // guarded by mu for sending; closed by finish
 	finished bool             // guarded by mu
@@ -239,13 +266,13 @@ func (v *fakeVM) Record() hv.Record { return v.m.rec }
 
 // enter is the beginning of every call.
 func (v *fakeVM) enter(ctx context.Context, op Op) error {
-	if err := v.m.host.enter(ctx, op, v.m.spec.ID); err != nil {
-		return fmt.Errorf("fake: %s %s: %w", op, v.m.spec.ID, err)
+	if err := v.m.host.enter(ctx, op, v.m.rec.ID); err != nil {
+		return fmt.Errorf("fake: %s %s: %w", op, v.m.rec.ID, err)
 	}
 	select {
 	case <-v.done:
 		if !v.m.gone() {
-			return fmt.Errorf("fake: %s %s: %w", op, v.m.spec.ID, errDetached)
+			return fmt.Errorf("fake: %s %s: %w", op, v.m.rec.ID, errDetached)
 		}
 	default:
 	}
@@ -293,9 +320,9 @@ func (v *fakeVM) move(ctx context.Context, op Op, from, to hv.State, event hv.Ev
 	case to:
 		return nil
 	case hv.StateExited:
-		return fmt.Errorf("fake: %s %s: %w", op, v.m.spec.ID, hv.ErrGone)
+		return fmt.Errorf("fake: %s %s: %w", op, v.m.rec.ID, hv.ErrGone)
 	}
-	return fmt.Errorf("fake: %s %s: machine is in state %s", op, v.m.spec.ID, state)
+	return fmt.Errorf("fake: %s %s: machine is in state %s", op, v.m.rec.ID, state)
 }
 
 // PowerButton implements hv.VM.
@@ -308,7 +335,7 @@ func (v *fakeVM) PowerButton(ctx context.Context) error {
 	state, press := v.m.state, v.m.guest.PowerButton
 	v.m.mu.Unlock()
 	if state == hv.StateExited {
-		return fmt.Errorf("fake: %s %s: %w", OpPowerButton, v.m.spec.ID, hv.ErrGone)
+		return fmt.Errorf("fake: %s %s: %w", OpPowerButton, v.m.rec.ID, hv.ErrGone)
 	}
 	if press == nil {
 		press = v.m.PowerOff
@@ -340,9 +367,9 @@ func (v *fakeVM) Wait(ctx context.Context) (hv.Exit, error) {
 		if v.m.gone() {
 			return v.m.ended(), nil
 		}
-		return hv.Exit{}, fmt.Errorf("fake: wait %s: %w", v.m.spec.ID, errDetached)
+		return hv.Exit{}, fmt.Errorf("fake: wait %s: %w", v.m.rec.ID, errDetached)
 	case <-ctx.Done():
-		return hv.Exit{}, fmt.Errorf("fake: wait %s: %w", v.m.spec.ID, ctx.Err())
+		return hv.Exit{}, fmt.Errorf("fake: wait %s: %w", v.m.rec.ID, ctx.Err())
 	}
 }
 
@@ -421,14 +448,14 @@ type fakeTransport struct{ v *fakeVM }
 func (t fakeTransport) Dial(ctx context.Context) (net.Conn, error) {
 	conn, err := t.dial(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("fake: dial %s: %w", t.v.m.spec.ID, err)
+		return nil, fmt.Errorf("fake: dial %s: %w", t.v.m.rec.ID, err)
 	}
 	return conn, nil
 }
 
 func (t fakeTransport) dial(ctx context.Context) (net.Conn, error) {
 	m := t.v.m
-	if err := m.host.enter(ctx, OpDial, m.spec.ID); err != nil {
+	if err := m.host.enter(ctx, OpDial, m.rec.ID); err != nil {
 		return nil, err
 	}
 	if err := t.await(ctx, m.up); err != nil {

@@ -45,6 +45,11 @@ type Harness struct {
 	// Broken returns machines, made from sound ones, that Launch must refuse
 	// with ErrInvalidSpec, beyond those that the suite knows.
 	Broken func(t testing.TB) map[string]hv.Spec
+	// Tap returns a TAP that no machine has, for a NIC to be plugged; nil where
+	// there can be none.
+	Tap func(t testing.TB) string
+	// Inert says that the guest's kernel cannot take what Resize gives it.
+	Inert bool
 	// Timeout bounds each test; it has to cover a few boots on a busy host.
 	Timeout time.Duration
 	// Parallel is how many machines may boot at a time; 0 means 1.
@@ -54,7 +59,8 @@ type Harness struct {
 // Run runs the conformance suite: what hv's documentation promises of every
 // driver. Each test ends by looking for processes and files left behind.
 func Run(t *testing.T, h Harness) {
-	h.run(t, []conformance{
+	caps := h.probe(t)
+	tests := []conformance{
 		{"life", testLife},
 		{"shutdown", testShutdown},
 		{"reset", testReset},
@@ -71,7 +77,23 @@ func Run(t *testing.T, h Harness) {
 		{"launch refused", testRefused},
 		{"console bounded", testConsole},
 		{"disks", testDisks},
-	})
+	}
+	if caps.Snapshot {
+		tests = append(tests, conformance{"snapshot", testSnapshot}, conformance{"snapshot refused", testSnapshotRefused})
+	}
+	if caps.Template {
+		tests = append(tests, conformance{"template", testTemplate})
+	}
+	if caps.ResizeCPU || caps.ResizeMemory {
+		tests = append(tests, conformance{"resize", testResize})
+	}
+	if caps.PlugDisk {
+		tests = append(tests, conformance{"plug disk", testPlugDisk})
+	}
+	if caps.PlugNIC && h.Tap != nil {
+		tests = append(tests, conformance{"plug NIC", testPlugNIC})
+	}
+	h.run(t, tests)
 }
 
 // conformance is one test of a suite.
@@ -80,7 +102,18 @@ type conformance struct {
 	run  func(*run)
 }
 
+// probe returns what the driver can do.
+func (h Harness) probe(t *testing.T) hv.Capabilities {
+	t.Helper()
+	caps, err := h.Driver(t).Probe(t.Context())
+	if err != nil {
+		t.Fatalf("Probe: %v", err)
+	}
+	return caps
+}
+
 func (h Harness) run(t *testing.T, tests []conformance) {
+	caps := h.probe(t)
 	s := &suite{Harness: h, slots: make(chan struct{}, max(1, h.Parallel))}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -91,7 +124,7 @@ func (h Harness) run(t *testing.T, tests []conformance) {
 			defer func() { <-s.slots }()
 			ctx, cancel := context.WithTimeout(t.Context(), h.Timeout)
 			defer cancel()
-			test.run(&run{T: t, suite: s, ctx: ctx, driver: h.Driver(t)})
+			test.run(&run{T: t, suite: s, ctx: ctx, driver: h.Driver(t), caps: caps})
 		})
 	}
 }
@@ -107,6 +140,7 @@ type run struct {
 	*suite
 	ctx    context.Context
 	driver hv.Driver
+	caps   hv.Capabilities
 }
 
 // spec returns a fresh machine, which is watched.
@@ -650,79 +684,6 @@ func testCancel(r *run) {
 	}
 }
 
-func testRefused(r *run) {
-	caps, err := r.driver.Probe(r.ctx)
-	if err != nil {
-		r.Fatalf("Probe: %v", err)
-	}
-	tests := map[string]func(*hv.Spec){
-		"no id":              func(s *hv.Spec) { s.ID = "" },
-		"id with a slash":    func(s *hv.Spec) { s.ID = "../x" },
-		"no vCPU":            func(s *hv.Spec) { s.VCPUs = 0 },
-		"too many vCPUs":     func(s *hv.Spec) { s.VCPUs = caps.MaxVCPUs + 1 },
-		"no memory":          func(s *hv.Spec) { s.MemoryMiB = 0 },
-		"relative kernel":    func(s *hv.Spec) { s.Kernel = "vmlinux" },
-		"missing kernel":     func(s *hv.Spec) { s.Kernel += ".missing" },
-		"missing initramfs":  func(s *hv.Spec) { s.Initramfs = s.Kernel + ".missing" },
-		"missing disk":       func(s *hv.Spec) { s.Disks = []hv.Disk{{Serial: "a", Path: s.Kernel + ".missing"}} },
-		"long disk serial":   func(s *hv.Spec) { s.Disks = []hv.Disk{{Serial: strings.Repeat("a", 21), Path: s.Kernel}} },
-		"same disk serials":  func(s *hv.Spec) { s.Disks = []hv.Disk{{Serial: "a", Path: s.Kernel}, {Serial: "a", Path: s.Kernel}} },
-		"too many disks":     func(s *hv.Spec) { s.Disks = manyDisks(s.Kernel, caps.MaxDisks+1) },
-		"missing tap":        func(s *hv.Spec) { s.NICs = []hv.NIC{{Tap: "volant-none", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}} },
-		"malformed tap":      func(s *hv.Spec) { s.NICs = []hv.NIC{{Tap: "a,script=x", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}} },
-		"group MAC":          func(s *hv.Spec) { s.NICs = []hv.NIC{{Tap: "lo", MAC: net.HardwareAddr{1, 0, 0, 0, 0, 1}}} },
-		"reserved CID":       func(s *hv.Spec) { s.CID = 2 },
-		"missing directory":  func(s *hv.Spec) { s.Dir += "/missing" },
-		"long directory":     func(s *hv.Spec) { s.Dir = longDir(r, s.Dir) },
-		"parameter of two":   func(s *hv.Spec) { s.Cmdline = []string{"a b"} },
-		"end of parameters":  func(s *hv.Spec) { s.Cmdline = []string{"--"} },
-		"relative log":       func(s *hv.Spec) { s.ConsoleLog = "console.log" },
-		"negative log limit": func(s *hv.Spec) { s.ConsoleLimit = -1 },
-	}
-	refuse := func(name string, spec hv.Spec) {
-		before := names(r, spec.Dir)
-		vm, err := r.driver.Launch(r.ctx, spec)
-		if err == nil {
-			vm.Kill(r.ctx)
-		}
-		if !errors.Is(err, hv.ErrInvalidSpec) {
-			r.Errorf("Launch of %s: %v, want ErrInvalidSpec", name, err)
-		}
-		if after := names(r, spec.Dir); !slices.Equal(before, after) {
-			r.Errorf("Launch of %s left the files %q, before %q", name, after, before)
-		}
-	}
-	for name, change := range tests {
-		spec := r.spec()
-		change(&spec)
-		refuse(name, spec)
-	}
-	if r.Broken != nil {
-		for name, spec := range r.Broken(r) {
-			refuse(name, spec)
-		}
-	}
-}
-
-func manyDisks(path string, n int) []hv.Disk {
-	var disks []hv.Disk
-	for i := range n {
-		disks = append(disks, hv.Disk{Serial: fmt.Sprintf("disk%d", i), Path: path, ReadOnly: true})
-	}
-	return disks
-}
-
-// longDir makes a directory in dir whose path leaves no room for a socket's.
-// It is removed with dir's parent.
-func longDir(t testing.TB, dir string) string {
-	t.Helper()
-	dir = filepath.Join(dir, strings.Repeat("d", hv.MaxSocketPath))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 func testConsole(r *run) {
 	spec := r.spec()
 	spec.ConsoleLimit = 16 << 10
@@ -749,99 +710,5 @@ func testConsole(r *run) {
 		if fi.Size() > spec.ConsoleLimit || fi.Mode().Perm()&0o077 != 0 {
 			r.Errorf("%s has %d bytes and mode %v, want at most %d and nothing for others", path, fi.Size(), fi.Mode(), spec.ConsoleLimit)
 		}
-	}
-}
-
-// diskSize is that of the disks of testDisks, in bytes.
-const diskSize = 4 << 20
-
-// disk makes a file for a disk, beside the machine's directory.
-func (r *run) disk(content string) string {
-	r.Helper()
-	path := filepath.Join(r.TempDir(), "disk, raw")
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		r.Fatal(err)
-	}
-	if err := os.Truncate(path, diskSize); err != nil {
-		r.Fatal(err)
-	}
-	return path
-}
-
-// readDisk returns what the guest finds on a disk.
-func (r *run) readDisk(vm hv.VM, serial string, offset int64, size int) string {
-	r.Helper()
-	b, err := r.call(vm, http.MethodGet, fmt.Sprintf("/disk?serial=%s&offset=%d&size=%d", serial, offset, size), nil)
-	if err != nil {
-		r.Errorf("read disk %s: %v", serial, err)
-	}
-	return string(b)
-}
-
-func (r *run) writeDisk(vm hv.VM, serial string, offset int64, text string) error {
-	_, err := r.call(vm, http.MethodPut, fmt.Sprintf("/disk?serial=%s&offset=%d", serial, offset), []byte(text))
-	return err
-}
-
-// testDisks shares a disk among machines, keeps one from being shared, and
-// looks what is left on it when the VMM is killed.
-func testDisks(r *run) {
-	shared, own, others := r.disk("shared"), r.disk(""), r.disk("")
-	with := func(disks ...hv.Disk) hv.Spec {
-		spec := r.spec()
-		spec.Disks = disks
-		return spec
-	}
-	root := hv.Disk{Serial: "volant-root", Path: shared, ReadOnly: true}
-	// The order differs: a guest goes by the serial.
-	a := r.launch(with(root, hv.Disk{Serial: "volant-upper", Path: own}))
-	b := r.launch(with(hv.Disk{Serial: "volant-upper", Path: others}, root))
-	for _, vm := range []hv.VM{a, b} {
-		if got := r.readDisk(vm, "volant-root", 0, 6); got != "shared" {
-			r.Errorf("machine %s reads %q from the disk that it shares, want %q", vm.Record().Dir, got, "shared")
-		}
-		if err := r.writeDisk(vm, "volant-root", 0, "broken"); err == nil {
-			r.Errorf("machine %s wrote to a read-only disk", vm.Record().Dir)
-		}
-	}
-
-	for name, disk := range map[string]hv.Disk{
-		"another's disk":                    {Serial: "x", Path: own},
-		"another's disk, read-only":         {Serial: "x", Path: own, ReadOnly: true},
-		"the disk of others that only read": {Serial: "x", Path: shared},
-	} {
-		spec := with(disk)
-		vm, err := r.driver.Launch(r.ctx, spec)
-		if err == nil {
-			vm.Kill(r.ctx)
-		}
-		if !errors.Is(err, hv.ErrDiskInUse) || !strings.Contains(err.Error(), disk.Path) {
-			r.Errorf("Launch with %s: %v, want ErrDiskInUse and its path", name, err)
-		}
-		if left := names(r, spec.Dir); len(left) > 0 {
-			r.Errorf("Launch with %s left the files %q", name, left)
-		}
-	}
-
-	const text, at = "what was synced", 3 << 20
-	if err := r.writeDisk(a, "volant-upper", at, text); err != nil {
-		r.Fatalf("write: %v", err)
-	}
-	r.Crash(r, a.Record())
-	r.wantExit(a, hv.ExitCrashed)
-	file, err := os.ReadFile(own)
-	if err != nil {
-		r.Fatal(err)
-	}
-	if got := string(file[at : at+len(text)]); got != text || len(file) != diskSize {
-		r.Errorf("the disk has %d bytes and holds %q after the VMM was killed, want %d and %q", len(file), got, diskSize, text)
-	}
-	if file, err := os.ReadFile(shared); err != nil || string(file[:6]) != "shared" {
-		r.Errorf("the shared disk holds %q, %v", file[:6], err)
-	}
-	// Its lock went with the process.
-	again := r.launch(with(hv.Disk{Serial: "volant-upper", Path: own}))
-	if got := r.readDisk(again, "volant-upper", at, len(text)); got != text {
-		r.Errorf("the next machine reads %q, want %q", got, text)
 	}
 }

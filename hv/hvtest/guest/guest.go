@@ -5,13 +5,13 @@
 package guest
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -28,6 +28,11 @@ type Machine interface {
 	// OpenDisk opens a disk by its serial: for reading and writing if it can be,
 	// else for reading. The caller closes it.
 	OpenDisk(serial string) (*os.File, error)
+	// Size tells how many vCPUs are online and how much memory there is, after
+	// putting into use what was plugged.
+	Size() (vcpus, memoryMiB int)
+	// NICs lists the MAC addresses of the network devices.
+	NICs() []string
 }
 
 // goneTimeout bounds the wait for the caller to have its answer.
@@ -35,6 +40,15 @@ const goneTimeout = 10 * time.Second
 
 // maxPrint bounds one print, in bytes.
 const maxPrint = 64 << 20
+
+// maxNote bounds a note, in bytes.
+const maxNote = 64 << 10
+
+// Size is the answer of /size.
+type Size struct {
+	VCPUs     int `json:"vcpus"`
+	MemoryMiB int `json:"memory_mib"`
+}
 
 // maxDisk bounds one access to a disk, in bytes.
 const maxDisk = 16 << 20
@@ -45,17 +59,22 @@ const maxDisk = 16 << 20
 //	POST /print?bytes=N&end=TEXT     writes N bytes in lines, then TEXT, to the console
 //	POST /echo                       answers with the request's body
 //	GET  /ticks                      how many times 10 ms the guest has run
+//	GET  /nonce                      what is another number for every boot
+//	GET, PUT /note                   a text that the guest remembers
+//	GET  /size                       Size, as JSON
+//	GET  /nics                       MAC addresses, a line each
 //
 // and, on the disk with ?serial=S from byte ?offset=N on:
 //
 //	GET    /disk?size=N   its bytes
 //	PUT    /disk          writes the request's body, and syncs
 //	DELETE /disk?size=N   discards, and syncs
-func Handler(p Machine) http.Handler {
-	var ticks atomic.Int64
+//
+// What it remembers is in m, and nowhere else.
+func Handler(p Machine, m *Memory) http.Handler {
 	go func() {
-		for range time.Tick(10 * time.Millisecond) {
-			ticks.Add(1)
+		for range time.Tick(tick) {
+			m.tick()
 		}
 	}()
 	mux := http.NewServeMux()
@@ -99,7 +118,29 @@ func Handler(p Machine) http.Handler {
 		w.Write(b)
 	})
 	mux.HandleFunc("GET /ticks", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, ticks.Load())
+		fmt.Fprint(w, m.get().Ticks)
+	})
+	mux.HandleFunc("GET /nonce", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, m.get().Nonce)
+	})
+	mux.HandleFunc("GET /note", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, m.get().Note)
+	})
+	mux.HandleFunc("PUT /note", func(_ http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(io.LimitReader(r.Body, maxNote))
+		if err == nil {
+			m.note(string(b))
+		}
+	})
+	mux.HandleFunc("GET /size", func(w http.ResponseWriter, _ *http.Request) {
+		var s Size
+		s.VCPUs, s.MemoryMiB = p.Size()
+		json.NewEncoder(w).Encode(s)
+	})
+	mux.HandleFunc("GET /nics", func(w http.ResponseWriter, _ *http.Request) {
+		for _, mac := range p.NICs() {
+			fmt.Fprintln(w, mac)
+		}
 	})
 	disk := func(method string, do func(f *os.File, offset, size int64, r *http.Request) ([]byte, error)) {
 		mux.HandleFunc(method+" /disk", func(w http.ResponseWriter, r *http.Request) {

@@ -88,6 +88,51 @@ func (*machine) OpenDisk(serial string) (*os.File, error) {
 	return nil, fmt.Errorf("no disk %q", serial)
 }
 
+// Size brings the processors online that were plugged, and counts.
+func (*machine) Size() (vcpus, memoryMiB int) {
+	plugged, _ := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/online") // fails for a malformed pattern only
+	for _, file := range plugged {
+		if b, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(b)) == "0" {
+			os.WriteFile(file, []byte("1"), 0) // the count tells whether it worked
+		}
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, 0
+	}
+	return online(), int(info.Totalram * uint64(info.Unit) >> 20)
+}
+
+// online counts the processors that /proc/stat has a line of.
+func online() int {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	var n int
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "cpu") && !strings.HasPrefix(line, "cpu ") {
+			n++
+		}
+	}
+	return n
+}
+
+// NICs lists the addresses of all interfaces that have one.
+func (*machine) NICs() []string {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	var list []string
+	for _, i := range interfaces {
+		if len(i.HardwareAddr) > 0 && i.Flags&net.FlagLoopback == 0 {
+			list = append(list, i.HardwareAddr.String())
+		}
+	}
+	return list
+}
+
 // run serves until something fails; it never returns nil.
 func run() error {
 	for _, m := range []struct{ fs, dir string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}} {
@@ -98,8 +143,11 @@ func run() error {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
+	// Memory that is plugged is used at once; a kernel that cannot have any has no
+	// such file.
+	os.WriteFile("/sys/devices/system/memory/auto_online_blocks", []byte("online"), 0)
 	p := &machine{}
-	server := &http.Server{Handler: guest.Handler(p)}
+	server := &http.Server{Handler: guest.Handler(p, guest.NewMemory())}
 	go func() {
 		if err := button(); err != nil {
 			p.Print("init: power button: " + err.Error() + "\n")
