@@ -25,12 +25,12 @@ func (g *fakeGuest) handleSessions(mux *http.ServeMux) {
 		w.Header().Set("Connection", "Upgrade")
 		w.Header().Set("Upgrade", stdio.Protocol)
 		w.WriteHeader(http.StatusSwitchingProtocols)
-		conn, _, err := http.NewResponseController(w).Hijack()
+		conn, rw, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			panic(err)
 		}
 		go func() {
-			<-time.After(patience)
+			io.Copy(io.Discard, rw) // what is typed, until the client leaves
 			conn.Close()
 		}()
 		return stdio.NewWriter(conn)

@@ -127,12 +127,21 @@ func (w *world) start(opt options) *instance {
 	if opt.beforeAction != nil {
 		in.gate.before = func() { opt.beforeAction(in) }
 	}
-	db, err := store.Open(context.Background(), filepath.Join(w.root, "state.db"), store.Options{AfterCommit: func(int) {
-		if opt.afterCommit != nil {
-			opt.afterCommit(in)
-		}
-		in.gate.pass() // the call never returns in a daemon that was killed in it
-	}})
+	db, err := store.Open(context.Background(), filepath.Join(w.root, "state.db"), store.Options{
+		BeforeWrite: func() error {
+			err := in.gate.act()
+			if err == nil && opt.writeError != nil {
+				err = opt.writeError()
+			}
+			return err
+		},
+		AfterCommit: func(int) {
+			if opt.afterCommit != nil {
+				opt.afterCommit(in)
+			}
+			in.gate.pass() // the call never returns in a daemon that was killed in it
+		},
+	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -142,7 +151,7 @@ func (w *world) start(opt options) *instance {
 		w.t.Fatal(err)
 	}
 	cfg := Config{
-		Store: &gatedStore{Store: db, gate: in.gate, fail: opt.writeError}, Driver: &gatedDriver{w.hv, in.gate}, Network: &gatedNetwork{w.net, in.gate},
+		Store: &gatedStore{Store: db, gate: in.gate}, Driver: &gatedDriver{w.hv, in.gate}, Network: &gatedNetwork{w.net, in.gate},
 		Images: &gatedImages{w.imgs, in.gate}, Pool: pool, Bridge: "vbr0", DataDir: filepath.Join(w.root, "data"), RuntimeDir: filepath.Join(w.root, "run"),
 		AgentBinary: filepath.Join(w.root, "agent"), Version: "test", BootTimeout: patience,
 		BootID: w.bootID(), Log: testLog(w.t),
@@ -224,105 +233,11 @@ func (w *world) reboot() {
 }
 
 // gatedStore, gatedDriver and gatedNetwork let nothing of a killed daemon pass.
-// Machines need no gate: kill cuts them off.
+// Machines need no gate: kill cuts them off; nor do writes of the store, which
+// has a place for one.
 type gatedStore struct {
 	Store
 	gate *gate
-	fail func() error
-}
-
-func (s *gatedStore) write() error {
-	if err := s.gate.act(); err != nil {
-		return err
-	}
-	if s.fail != nil {
-		return s.fail()
-	}
-	return nil
-}
-
-func (s *gatedStore) CreateVM(ctx context.Context, vm row.NewVM, ev api.Event) (row.VM, api.Event, error) {
-	if err := s.write(); err != nil {
-		return row.VM{}, api.Event{}, err
-	}
-	return s.Store.CreateVM(ctx, vm, ev)
-}
-
-func (s *gatedStore) ChangeVM(ctx context.Context, id string, change func(*row.VM) ([]api.Event, error)) (row.VM, []api.Event, error) {
-	if err := s.write(); err != nil {
-		return row.VM{}, nil, err
-	}
-	return s.Store.ChangeVM(ctx, id, change)
-}
-
-func (s *gatedStore) DeleteVM(ctx context.Context, id string, ev api.Event) (api.Event, error) {
-	if err := s.write(); err != nil {
-		return api.Event{}, err
-	}
-	return s.Store.DeleteVM(ctx, id, ev)
-}
-
-func (s *gatedStore) PutPlugin(ctx context.Context, p api.Plugin, blobs []string, ev api.Event) (row.Plugin, []api.Event, error) {
-	if err := s.write(); err != nil {
-		return row.Plugin{}, nil, err
-	}
-	return s.Store.PutPlugin(ctx, p, blobs, ev)
-}
-
-func (s *gatedStore) PutImage(ctx context.Context, img row.Image, refs []string, ev api.Event) (row.Image, []api.Event, error) {
-	if err := s.write(); err != nil {
-		return row.Image{}, nil, err
-	}
-	return s.Store.PutImage(ctx, img, refs, ev)
-}
-
-func (s *gatedStore) TagImage(ctx context.Context, id, ref string, ev api.Event) (row.Image, []api.Event, error) {
-	if err := s.write(); err != nil {
-		return row.Image{}, nil, err
-	}
-	return s.Store.TagImage(ctx, id, ref, ev)
-}
-
-func (s *gatedStore) RemoveImage(ctx context.Context, id string, refs []string, ev api.Event) (row.Image, bool, []api.Event, error) {
-	if err := s.write(); err != nil {
-		return row.Image{}, false, nil, err
-	}
-	return s.Store.RemoveImage(ctx, id, refs, ev)
-}
-
-func (s *gatedStore) CreateVolume(ctx context.Context, v api.Volume, ev api.Event) (row.Volume, []api.Event, error) {
-	if err := s.write(); err != nil {
-		return row.Volume{}, nil, err
-	}
-	return s.Store.CreateVolume(ctx, v, ev)
-}
-
-func (s *gatedStore) VolumeReady(ctx context.Context, name string) error {
-	if err := s.write(); err != nil {
-		return err
-	}
-	return s.Store.VolumeReady(ctx, name)
-}
-
-func (s *gatedStore) ClaimVolumes(ctx context.Context, vm string, mounts []api.VolumeMount, ev api.Event) ([]row.Volume, []api.Event, error) {
-	if err := s.write(); err != nil {
-		return nil, nil, err
-	}
-	return s.Store.ClaimVolumes(ctx, vm, mounts, ev)
-}
-
-func (s *gatedStore) CondemnVolume(ctx context.Context, name string) error {
-	if err := s.write(); err != nil {
-		return err
-	}
-	return s.Store.CondemnVolume(ctx, name)
-}
-
-func (s *gatedStore) RemoveVolume(ctx context.Context, name string, ev api.Event) (api.Event, error) {
-	if err := s.write(); err != nil {
-		return api.Event{}, err
-	}
-	return s.Store.RemoveVolume(ctx, name, ev)
 }
 
 func (s *gatedStore) VMByID(ctx context.Context, id string) (row.VM, error) {
