@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/guest/wire"
 )
@@ -389,10 +391,8 @@ func TestLogsUnwritable(t *testing.T) {
 	g.drop(3) // the guest's buffer runs over: the hello and two lines
 	d = w.start(options{})
 	d.settle()
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".away", path); err != nil {
+	// At once, or the daemon would make a new one in between.
+	if err := unix.Renameat2(unix.AT_FDCWD, path+".away", unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
 		t.Fatal(err)
 	}
 	d.wantLine("line 4")
