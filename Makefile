@@ -18,7 +18,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # After a plain "su", Debian's root has no sbin.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help build install demo test test-ch lint bench kernels generate fuzz clean
+.PHONY: help build install demo test test-ch lint bench kernels release generate fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +49,9 @@ bench: ## the budgets: name, ratio, limit
 
 kernels: ## build the guest kernels from Debian's source package (once per config and source)
 	@build/kernel/build-kernel.sh all
+
+release: ## what is handed to others, in out/release: binary, kernels, their source, digests
+	@testdata/release.sh out/release
 
 generate: ## rewrite the generated files
 	@go generate ./...

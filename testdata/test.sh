@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "test: not root: VM tests make network namespaces; run as root, or go test ./... for the rest" >&2; exit 1; }
 
 . testdata/kernels.sh
+testdata/check-config.sh .cache/check-config
 echo "== images"
 VOLANT_TEST_IMAGES=$(testdata/images.sh .cache/images)
 export VOLANT_TEST_IMAGES
