@@ -52,7 +52,7 @@ func (d *Daemon) begin(ctx context.Context) error {
 	}
 	if d.cfg.Driver == nil {
 		d.log.Warn("no hypervisor", keyErr, d.cfg.DriverError)
-	} else if _, caps, err := d.driver(ctx); err != nil {
+	} else if _, caps, err := d.driver(ctx, ""); err != nil {
 		d.log.Warn("no hypervisor", keyErr, err)
 	} else {
 		d.log.Info("hypervisor found", keyDriver, caps.Driver, keyAccel, caps.Accel)

@@ -154,7 +154,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		if mounts, err = guestMounts(&m); err != nil {
 			return err
 		}
-		if drv, caps, err = d.driver(ctx); err != nil {
+		if drv, caps, err = d.driver(ctx, m.Hypervisor); err != nil {
 			return err
 		}
 		return checkDisks(&m, caps)

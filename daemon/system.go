@@ -16,7 +16,7 @@ func (d *Daemon) SystemInfo(ctx context.Context) (api.SystemInfo, error) {
 	if d.cfg.Network != nil {
 		info.Bridge, info.Subnet, info.HostIP = d.cfg.Bridge, d.cfg.Pool.Prefix().String(), d.cfg.Pool.Gateway().String()
 	}
-	drv, caps, err := d.driver(ctx)
+	drv, caps, err := d.driver(ctx, api.HypervisorAuto)
 	if err != nil {
 		info.Hypervisor.Error = err.Error()
 		return info, nil

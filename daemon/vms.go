@@ -13,6 +13,7 @@ import (
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/ipam"
 	"github.com/volantvm/volant/store/row"
 )
@@ -176,9 +177,10 @@ func (d *Daemon) canRun(ctx context.Context, m *api.Manifest, req api.VMCreate) 
 	}
 	// Without a hypervisor VMs can be created all the same, and none is looked for
 	// here: that takes too long.
-	d.caps.mu.Lock()
-	caps := d.caps.caps
-	d.caps.mu.Unlock()
+	var caps hv.Capabilities
+	if drv, err := d.chosen(m.Hypervisor); err == nil {
+		caps, _ = d.caps.get(drv.Name())
+	}
 	return checkDisks(m, caps)
 }
 
@@ -432,11 +434,11 @@ func (d *Daemon) canStart(ctx context.Context, vm *row.VM) error {
 	if vm.Status == api.VMRunning || vm.Status == api.VMPaused {
 		return nil
 	}
-	if _, _, err := d.driver(ctx); err != nil {
-		return err
-	}
 	m, err := d.store.Manifest(ctx, vm.Manifest)
 	if err != nil {
+		return err
+	}
+	if _, _, err := d.driver(ctx, m.Hypervisor); err != nil {
 		return err
 	}
 	if _, err := d.bootKernel(ctx, vm.WantKernel, &m); err != nil {

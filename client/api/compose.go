@@ -167,6 +167,9 @@ func Compose(m Manifest, image *ImageConfig, req VMCreate) (Manifest, error) {
 	if req.Kernel != "" {
 		m.Kernel = req.Kernel
 	}
+	if req.Hypervisor != "" {
+		m.Hypervisor = req.Hypervisor
+	}
 	if req.NetworkMode != "" {
 		n := Network{}
 		if m.Network != nil {

@@ -41,8 +41,9 @@ type Manifest struct {
 	CloudInit   *CloudInit        `json:"cloud_init,omitempty"`
 	Network     *Network          `json:"network,omitempty"`
 	Devices     *Devices          `json:"devices,omitempty"`
-	Kernel      string            `json:"kernel,omitempty"`   // name of an imported kernel; default: "volant" for a rootfs, if there is one, else the default one
-	Hostname    string            `json:"hostname,omitempty"` // default: the VM's name
+	Kernel      string            `json:"kernel,omitempty"`     // name of an imported kernel; default: "volant" for a rootfs, if there is one, else the default one
+	Hypervisor  string            `json:"hypervisor,omitempty"` // HypervisorAuto (default), HypervisorCH or HypervisorQEMU
+	Hostname    string            `json:"hostname,omitempty"`   // default: the VM's name
 }
 
 // Modes of Root.
@@ -156,6 +157,19 @@ type CloudInitDoc struct {
 	Inline  bool   `json:"inline,omitempty"`
 	Content string `json:"content,omitempty"`
 	Path    string `json:"path,omitempty"`
+}
+
+// What a Manifest may say of the hypervisor of its VMs.
+const (
+	HypervisorAuto = "auto" // the one that volantd chose for new VMs
+	HypervisorCH   = "cloud-hypervisor"
+	HypervisorQEMU = "qemu"
+)
+
+// ValidateHypervisor checks what a VM is to run with; field is the path used in
+// errors.
+func ValidateHypervisor(field, name string) error {
+	return oneOf(field, name, "", HypervisorAuto, HypervisorCH, HypervisorQEMU)
 }
 
 // Network modes.
@@ -385,6 +399,9 @@ func (m *Manifest) validateRest() error {
 		if err := ValidateName("kernel", m.Kernel); err != nil {
 			return fieldErr("kernel", "%v", err)
 		}
+	}
+	if err := ValidateHypervisor("hypervisor", m.Hypervisor); err != nil {
+		return err
 	}
 	if err := ValidateHostname("hostname", m.Hostname); err != nil {
 		return err

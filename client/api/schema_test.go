@@ -130,6 +130,7 @@ func manifestRules() map[string]object {
 		"Restart.policy":              enum("never", "on-failure", "always"),
 		"Action.method":               filled,
 		"Action.path":                 absolute,
+		"Manifest.hypervisor":         enum(HypervisorAuto, HypervisorCH, HypervisorQEMU),
 		"Network.mode":                enum(NetworkBridged, NetworkVsock, NetworkDHCP),
 		"Manifest.labels":             {"maxProperties": maxListLength, "propertyNames": object{"minLength": 1}},
 	}

@@ -99,6 +99,7 @@ type VMCreate struct {
 	MemoryMB      int               `json:"memory_mb,omitempty"` // MiB
 	KernelCmdline string            `json:"kernel_cmdline,omitempty"`
 	Kernel        string            `json:"kernel,omitempty"`
+	Hypervisor    string            `json:"hypervisor,omitempty"` // as Manifest.Hypervisor
 	IPAddress     string            `json:"ip_address,omitempty"` // pins one; default: the lowest free
 	Env           map[string]string `json:"env,omitempty"`        // over the manifest's
 	Labels        map[string]string `json:"labels,omitempty"`

@@ -252,8 +252,12 @@ func (f *Fake) Reboot() {
 	}
 }
 
-// Name implements hv.Driver.
-func (f *Fake) Name() string { return FakeName }
+// Name implements hv.Driver. It is FakeName, unless SetCapabilities says otherwise.
+func (f *Fake) Name() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.caps.Driver
+}
 
 // Probe implements hv.Driver.
 func (f *Fake) Probe(ctx context.Context) (hv.Capabilities, error) {
@@ -401,7 +405,7 @@ func (f *Fake) add(spec hv.Spec, memory []byte) (*Machine, error) {
 		m.state, m.resumed = hv.StatePaused, make(chan struct{})
 	}
 	m.rec = hv.Record{
-		Driver: FakeName, Version: f.caps.Version, Accel: f.caps.Accel, ID: spec.ID, Dir: spec.Dir,
+		Driver: f.caps.Driver, Version: f.caps.Version, Accel: f.caps.Accel, ID: spec.ID, Dir: spec.Dir,
 		PID: f.nextPID, StartTime: uint64(len(f.machines) + 1), BootID: f.bootID, ArgvSHA256: strings.Repeat("0", 64),
 		Channel: f.caps.Channel, CID: spec.CID, ConsoleLog: spec.ConsoleLog, ConsoleLimit: spec.ConsoleLimit,
 	}

@@ -19,6 +19,7 @@ type vmFlags struct {
 	CPUs          string   `name:"cpus" aliases:"cpu" help:"Virtual CPUs, whole ones (default: the plugin's, or the daemon's for images)." placeholder:"N"`
 	Memory        string   `short:"m" help:"Memory: 512m, 1g; a plain number is MiB (default: the plugin's, or the daemon's for images)." placeholder:"SIZE"`
 	Kernel        string   `help:"Kernel that it boots (default: the plugin's; for images volant, if it is imported; else the default one)." placeholder:"NAME" complete:"kernels"`
+	Hypervisor    string   `help:"What runs it: auto, cloud-hypervisor or qemu (default: the plugin's, else auto, which is what volantd chose; volar doctor shows it)." placeholder:"NAME"`
 	KernelCmdline string   `help:"Further kernel parameters." placeholder:"TEXT"`
 	Hostname      string   `help:"Host name in the VM (default: the VM's name)." placeholder:"NAME"`
 	IP            string   `name:"ip" help:"Address to pin (default: the lowest free one)." placeholder:"ADDR"`
@@ -53,7 +54,7 @@ type imageFlags struct {
 // digests of the folders in mounts, are the caller's to fill in.
 func (f *vmFlags) request(c *cli, name string, command []string) (req api.VMCreate, m mounts, err error) {
 	req = api.VMCreate{
-		Name: name, Kernel: f.Kernel, KernelCmdline: f.KernelCmdline, Hostname: f.Hostname,
+		Name: name, Kernel: f.Kernel, Hypervisor: f.Hypervisor, KernelCmdline: f.KernelCmdline, Hostname: f.Hostname,
 		Workdir: f.Workdir, User: f.User, TTY: f.TTY, Stdin: f.Interactive,
 	}
 	if name != "" {
@@ -65,6 +66,9 @@ func (f *vmFlags) request(c *cli, name string, command []string) (req api.VMCrea
 		if err := api.ValidateName("kernel", f.Kernel); err != nil {
 			return req, m, err
 		}
+	}
+	if err := api.ValidateHypervisor("--hypervisor", f.Hypervisor); err != nil {
+		return req, m, err
 	}
 	if f.Workdir != "" && !path.IsAbs(f.Workdir) {
 		return req, m, usagef("--workdir %q is not an absolute path in the VM", f.Workdir)
