@@ -88,6 +88,18 @@ func (c *Client) RestartVM(ctx context.Context, name string, how api.VMStop, w W
 	return vm, err
 }
 
+// PauseVM lets a running VM stand still. It is idempotent.
+func (c *Client) PauseVM(ctx context.Context, name string, w Wait) (vm api.VM, err error) {
+	_, err = c.call(ctx, request{method: http.MethodPost, path: vmPath(name, "/pause"), query: w.query()}, nil, &vm)
+	return vm, err
+}
+
+// ResumeVM lets a paused VM go on. It is idempotent.
+func (c *Client) ResumeVM(ctx context.Context, name string, w Wait) (vm api.VM, err error) {
+	_, err = c.call(ctx, request{method: http.MethodPost, path: vmPath(name, "/resume"), query: w.query()}, nil, &vm)
+	return vm, err
+}
+
 // DeleteVM stops and deletes a VM.
 func (c *Client) DeleteVM(ctx context.Context, name string, how api.VMStop, w Wait) error {
 	q := w.query()

@@ -122,6 +122,15 @@ func (a *agent) status(ctx context.Context, after uint64) (wire.Status, error) {
 	return s, err
 }
 
+// wake tells the guest that it was not running for a while.
+func (a *agent) wake(ctx context.Context, w wire.Wake) error {
+	resp, err := a.do(ctx, http.MethodPost, wire.PathWake, nil, w)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
 func (a *agent) shutdown(ctx context.Context, grace time.Duration) error {
 	resp, err := a.do(ctx, http.MethodPost, wire.PathShutdown, nil, wire.Shutdown{Grace: grace})
 	if err != nil {

@@ -123,6 +123,50 @@ func crashCases() []crashCase {
 			},
 		},
 		{
+			name:    "pause",
+			op:      "PauseVM",
+			prepare: running,
+			act:     func(d *instance) { d.PauseVM(ctx, "web") },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning, api.VMPaused)
+				d.checkPaused(t, &vms[0])
+				if _, err := d.ResumeVM(ctx, "web"); err != nil {
+					t.Error(err)
+				}
+				d.must("web", api.WaitHealthy)
+			},
+		},
+		{
+			name: "resume",
+			op:   "ResumeVM",
+			prepare: func(d *instance) {
+				running(d)
+				d.PauseVM(ctx, "web")
+			},
+			act: func(d *instance) { d.ResumeVM(ctx, "web") },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning, api.VMPaused)
+				d.checkPaused(t, &vms[0])
+				if vms[0].Status == api.VMRunning && len(d.w.guest(vms[0].ID).woken()) == 0 {
+					t.Error("it runs again, and was not told what time it is")
+				}
+			},
+		},
+		{
+			name: "stop a paused VM",
+			prepare: func(d *instance) {
+				running(d)
+				d.PauseVM(ctx, "web")
+			},
+			act: func(d *instance) { d.StopVM(ctx, "web", api.VMStop{}) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMStopped, api.VMPaused)
+				if vms[0].Status == api.VMStopped && vms[0].WantPaused {
+					t.Error("the wish to be paused has outlived the machine")
+				}
+			},
+		},
+		{
 			name:    "delete",
 			op:      "DeleteVM",
 			prepare: running,

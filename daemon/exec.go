@@ -188,6 +188,8 @@ func wrongState(vm *row.VM, allowed string) error {
 		return e.WithHint("volar vms start %s", vm.Name)
 	case api.VMPending, api.VMStarting:
 		return e.WithHint("volar vms start %s waits until it runs", vm.Name)
+	case api.VMPaused:
+		return e.WithHint("volar vms resume %s lets it go on", vm.Name)
 	}
 	return e
 }

@@ -496,6 +496,7 @@ type fakeGuest struct {
 	seq     uint64          // guarded by mu; of the last log line
 	changed chan struct{}   // guarded by mu; closed by the next change
 	asked   []wire.Shutdown // guarded by mu
+	wakes   []wire.Wake     // guarded by mu
 	ended   bool            // guarded by mu
 }
 
@@ -706,6 +707,17 @@ func (g *fakeGuest) handler() http.Handler {
 			}
 		}
 	})
+	mux.HandleFunc("POST "+wire.PathWake, func(w http.ResponseWriter, r *http.Request) {
+		var wake wire.Wake
+		if err := json.NewDecoder(r.Body).Decode(&wake); err != nil {
+			http.Error(w, `{"message":"malformed"}`, http.StatusBadRequest)
+			return
+		}
+		g.mu.Lock()
+		g.wakes = append(g.wakes, wake)
+		g.mu.Unlock()
+		json.NewEncoder(w).Encode(wire.Woken{Epoch: wake.Epoch, Time: wake.Time})
+	})
 	mux.HandleFunc("POST "+wire.PathShutdown, func(w http.ResponseWriter, r *http.Request) {
 		var how wire.Shutdown
 		if err := json.NewDecoder(r.Body).Decode(&how); err != nil {
@@ -855,11 +867,12 @@ func (in *instance) quiet() ([]row.VM, bool) {
 		in.w.t.Fatal(err)
 	}
 	for _, vm := range vms {
-		up := vm.Desired == api.DesiredRunning && vm.Status == api.VMRunning && !vm.Replaced() && vm.AgentUp && vm.Healthy
-		if !vm.Settled() && !up {
+		up := vm.Desired == api.DesiredRunning && vm.Status == api.VMRunning && !vm.Replaced() && !vm.WantPaused && vm.AgentUp && vm.Healthy
+		still := vm.Status == api.VMPaused && isPaused(&vm)
+		if !vm.Settled() && !up && !still {
 			return vms, false
 		}
-		if w := in.worker(vm.ID); up && (in.w.hv.Machine(vm.ID) == nil || w == nil || w.agent.Load() == nil) {
+		if w := in.worker(vm.ID); (up || still) && (in.w.hv.Machine(vm.ID) == nil || w == nil || w.agent.Load() == nil) {
 			return vms, false // the row does not know it yet
 		}
 	}
@@ -886,7 +899,7 @@ func (w *world) checkWorld(vms []row.VM) {
 	var taps, rules, ports, machines, runs, data []string
 	for _, vm := range vms {
 		data = append(data, vm.ID)
-		if vm.Status != api.VMRunning {
+		if vm.Status != api.VMRunning && vm.Status != api.VMPaused {
 			continue
 		}
 		if !vm.Vsock {

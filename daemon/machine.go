@@ -34,8 +34,13 @@ type machine struct {
 	news    chan struct{} // one place; receives when report was changed
 
 	mu     sync.Mutex
-	latest report // guarded by mu
+	latest report             // guarded by mu
+	nap    *nap               // guarded by mu; nil while the machine runs
+	calls  context.Context    // guarded by mu; ends with the next nap, or the hold
+	hush   context.CancelFunc // guarded by mu; ends calls
+	untold *nap               // guarded by mu; the last nap, until the guest was told of its end
 
+	ctx    context.Context // of the goroutines, as long as the machine is held; set once by newMachine
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
@@ -48,8 +53,9 @@ type report struct {
 	alien  error       // the guest is not the one expected, or not understood
 }
 
-// newMachine takes hold of vm. On error vm is still the caller's.
-func (d *Daemon) newMachine(vm *row.VM, mach hv.VM, withAgent bool, log *slog.Logger) (*machine, error) {
+// newMachine takes hold of mach; asleep says that it stands still. On error mach
+// is still the caller's.
+func (d *Daemon) newMachine(vm *row.VM, mach hv.VM, withAgent, asleep bool, log *slog.Logger) (*machine, error) {
 	m := &machine{
 		vm: mach, id: vm.ID, incarnation: vm.Incarnation, log: log, t: d.t, held: time.Now(),
 		exited: make(chan struct{}), lost: make(chan struct{}), drained: make(chan struct{}), news: make(chan struct{}, 1),
@@ -60,6 +66,11 @@ func (d *Daemon) newMachine(vm *row.VM, mach hv.VM, withAgent bool, log *slog.Lo
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel = cancel
+	m.ctx = ctx
+	m.calls, m.hush = context.WithCancel(ctx)
+	if asleep {
+		m.sleep()
+	}
 	m.wg.Go(func() { m.await(ctx) })
 	if withAgent {
 		m.wg.Go(func() { m.follow(ctx) })
@@ -121,7 +132,7 @@ const helloPause = 5 * time.Millisecond
 // follow asks the guest who it is, and then for its status again and again.
 func (m *machine) follow(ctx context.Context) {
 	defer close(m.drained)
-	if !m.greet(ctx) {
+	if !m.rests(ctx) || !m.greet(ctx) {
 		return
 	}
 	var logs sync.WaitGroup
@@ -132,10 +143,21 @@ func (m *machine) follow(ctx context.Context) {
 	pause := helloPause
 	var seq uint64
 	for ctx.Err() == nil {
-		s, err := m.agent.status(ctx, seq)
+		if m.asleep() {
+			if !m.rests(ctx) {
+				return
+			}
+			heard, pause = time.Now(), helloPause
+		}
+		var s wire.Status
+		calls := m.calling()
+		err := m.tell(calls)
+		if err == nil {
+			s, err = m.agent.status(calls, seq)
+		}
 		if err == nil {
 			seq, heard, pause = s.Seq, time.Now(), helloPause
-			m.set(func(r *report) { r.status, r.up = s, true })
+			m.set(func(r *report) { r.status, r.up = s, m.nap == nil })
 			continue
 		}
 		if !m.stays(ctx, pause) {
@@ -153,15 +175,18 @@ func (m *machine) follow(ctx context.Context) {
 // will not.
 func (m *machine) greet(ctx context.Context) bool {
 	for {
-		hello, err := m.hello(ctx)
+		if !m.rests(ctx) {
+			return false
+		}
+		hello, err := m.hello(m.calling())
 		switch {
 		case err == nil && hello.VM != "":
 			err = checkHello(hello, m.id, m.incarnation)
-			m.set(func(r *report) { r.hello, r.up, r.alien = &hello, err == nil, err })
+			m.set(func(r *report) { r.hello, r.up, r.alien = &hello, err == nil && m.nap == nil, err })
 			return err == nil
 		case err == nil:
 			// It answers, but never learnt who it is: its status says why.
-			if s, err := m.agent.status(ctx, 0); err == nil && s.Workload == wire.WorkloadFailed {
+			if s, err := m.agent.status(m.calling(), 0); err == nil && s.Workload == wire.WorkloadFailed {
 				m.set(func(r *report) { r.status = s })
 				return false
 			}
@@ -206,9 +231,12 @@ func (m *machine) drain(ctx context.Context) {
 		return m.logs.keep(entries)
 	}
 	for {
+		if !m.rests(ctx) {
+			return
+		}
 		before, err := m.logs.position()
 		if err == nil {
-			if err = m.agent.logs(ctx, before, keep); err == nil {
+			if err = m.agent.logs(m.calling(), before, keep); err == nil {
 				err = m.logs.end(true)
 			}
 		}

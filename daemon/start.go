@@ -254,7 +254,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	}
 	tl.launch()
 	vm.Kernel, vm.Hypervisor, vm.Accel, vm.Initramfs = kernel.Name, caps.Driver, string(mach.Record().Accel), filepath.Base(spec.Initramfs)
-	held, err := d.newMachine(vm, mach, agentKind != api.AgentNone, w.log)
+	held, err := d.newMachine(vm, mach, agentKind != api.AgentNone, false, w.log)
 	if err != nil {
 		killCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.t.kill)
 		defer cancel()

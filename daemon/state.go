@@ -60,6 +60,11 @@ func enter(vm *row.VM, to api.VMState, reason string) (api.Event, error) {
 		ev.Type = api.EventVMStarting
 	case api.VMRunning:
 		ev.Type = api.EventVMRunning
+		if from == api.VMPaused {
+			ev.Type = api.EventVMResumed
+		}
+	case api.VMPaused:
+		ev.Type = api.EventVMPaused
 	case api.VMStopping:
 		ev.Type = api.EventVMStopping
 	case api.VMStopped:
@@ -70,6 +75,9 @@ func enter(vm *row.VM, to api.VMState, reason string) (api.Event, error) {
 		ev.Type = api.EventVMFailed
 	default:
 		return api.Event{}, fmt.Errorf("VM %s: %w: nothing leads to %s yet", vm.ID, errMove, to)
+	}
+	if to == api.VMStarting || vm.Ended() {
+		vm.WantPaused = false
 	}
 	if vm.Ended() {
 		vm.PID, vm.Record, vm.AgentUp, vm.Healthy, vm.Initramfs = 0, nil, false, false, ""

@@ -160,6 +160,9 @@ func (w *worker) stop(ctx context.Context, vm *row.VM) error {
 		vm = &now
 	}
 	if wasUp && !vm.Stop.Force {
+		if err := w.awake(ctx, w.d.t.silence); err != nil && ctx.Err() == nil {
+			w.log.Warn("VM cannot be resumed to be stopped", keyErr, err)
+		}
 		m, err := w.d.store.Manifest(ctx, vm.Manifest)
 		if err != nil {
 			return err

@@ -424,6 +424,9 @@ func (d *Daemon) StartVM(ctx context.Context, name string) (api.VM, error) {
 		if vm.Desired == api.DesiredAbsent {
 			return beingDeleted(vm)
 		}
+		if isPaused(vm) {
+			return api.Errorf(api.CodeConflict, "VM %s is paused, not stopped", vm.Name).WithHint("volar vms resume %s lets it go on", vm.Name)
+		}
 		d.wishRunning(vm)
 		return nil
 	})
@@ -551,9 +554,9 @@ func checkStop(how api.VMStop) error {
 // one that was removed because it had ended returns how it ended, for a while.
 func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.VM, error) {
 	switch what {
-	case api.WaitNone, api.WaitRunning, api.WaitHealthy, api.WaitStopped, api.WaitDeleted:
+	case api.WaitNone, api.WaitRunning, api.WaitHealthy, api.WaitPaused, api.WaitStopped, api.WaitDeleted:
 	default:
-		return api.VM{}, api.Errorf(api.CodeInvalid, "wait: %.40q is not known; give one of running, healthy, stopped, deleted", string(what))
+		return api.VM{}, api.Errorf(api.CodeInvalid, "wait: %.40q is not known; give one of running, healthy, paused, stopped, deleted", string(what))
 	}
 	vm, err := d.find(ctx, name)
 	if what == api.WaitDeleted && api.CodeOf(err) == api.CodeNotFound {
@@ -628,8 +631,16 @@ func reached(vm *row.VM, what api.VMWait, probed bool) (bool, error) {
 		if vm.Desired != api.DesiredRunning {
 			return false, never()
 		}
+		if isPaused(vm) {
+			return false, api.Errorf(api.CodeConflict, "VM %s is paused and will not be %s", vm.Name, what).WithHint("volar vms resume %s lets it go on", vm.Name)
+		}
 		up := vm.Status == api.VMRunning && !vm.Replaced()
 		return up && (what == api.WaitRunning || !probed || vm.Healthy), nil
+	case api.WaitPaused:
+		if vm.Desired != api.DesiredRunning || !vm.WantPaused {
+			return false, never()
+		}
+		return vm.Status == api.VMPaused, nil
 	case api.WaitStopped:
 		return vm.Ended() && vm.Desired != api.DesiredRunning, nil
 	}

@@ -159,11 +159,15 @@ func (w *worker) step(ctx context.Context) error {
 		return w.adopt(ctx, &vm)
 	case unwanted:
 		return w.stop(ctx, &vm)
+	case !vm.WantPaused && w.live.asleep():
+		return w.resume(ctx, &vm)
 	case vm.Status == api.VMStarting:
 		return w.awaitGuest(ctx, &vm)
 	case vm.Status == api.VMStopping:
 		// Was unwanted, and is wanted again: what was begun is finished first.
 		return w.stop(ctx, &vm)
+	case vm.Status == api.VMRunning && vm.WantPaused:
+		return w.pause(ctx, &vm)
 	}
 	return w.supervise(ctx, &vm)
 }
@@ -266,7 +270,7 @@ func (w *worker) adopt(ctx context.Context, vm *row.VM) error {
 	}
 	tl.incarnation = vm.Incarnation
 	w.timeline.Store(tl)
-	m, err := w.d.newMachine(vm, mach, agentKind(&manifest) != api.AgentNone, w.log)
+	m, err := w.d.newMachine(vm, mach, agentKind(&manifest) != api.AgentNone, still(ctx, vm, mach), w.log)
 	if err != nil {
 		return errors.Join(err, mach.Detach())
 	}

@@ -49,12 +49,13 @@ type details struct {
 	Probed bool              `json:"probed,omitempty"` // HealthCheck
 	Exit   *api.VMExit       `json:"exit,omitempty"`
 	Stop   api.VMStop        `json:"stop"`
+	Paused bool              `json:"paused,omitempty"` // WantPaused
 	Record json.RawMessage   `json:"record,omitempty"`
 }
 
 func vmValues(v *row.VM) ([]any, error) {
 	d, err := json.Marshal(details{
-		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Exit: v.Exit, Stop: v.Stop, Record: v.Record,
+		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Record: v.Record,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode VM %s: %w", v.ID, err)
@@ -101,7 +102,7 @@ func scanVM(sc scanner) (row.VM, error) {
 		return row.VM{}, fmt.Errorf("%w: VM %s: %w", row.ErrCorrupt, v.ID, err)
 	}
 	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
-	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed
+	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck, v.WantPaused = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed, d.Paused
 	v.Plugin, v.ImageID, v.MACAddress, v.VsockCID = plugin.String, image.String, mac.String, uint32(cid)
 	v.CreatedAt, v.UpdatedAt, v.AcceptedAt = fromNanos(created), fromNanos(updated), fromNanos(accepted)
 	if started != 0 {

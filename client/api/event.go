@@ -11,6 +11,8 @@ const (
 	EventVMRunning   EventType = "VM_RUNNING" // the agent answers
 	EventVMHealthy   EventType = "VM_HEALTHY" // the workload answers
 	EventVMUnhealthy EventType = "VM_UNHEALTHY"
+	EventVMPaused    EventType = "VM_PAUSED"
+	EventVMResumed   EventType = "VM_RESUMED"
 	EventVMStopping  EventType = "VM_STOPPING"
 	EventVMStopped   EventType = "VM_STOPPED"
 	EventVMCrashed   EventType = "VM_CRASHED"
@@ -34,7 +36,7 @@ const (
 // EventTypes returns every type, in the order of their declaration.
 func EventTypes() []EventType {
 	return []EventType{
-		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMStopping,
+		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMStopping,
 		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,

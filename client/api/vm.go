@@ -152,6 +152,7 @@ const (
 	WaitNone    VMWait = ""
 	WaitRunning VMWait = "running" // the agent answers
 	WaitHealthy VMWait = "healthy" // the workload answers too
+	WaitPaused  VMWait = "paused"  // the VM stands still
 	WaitStopped VMWait = "stopped" // the VM has ended
 	WaitDeleted VMWait = "deleted" // the VM is no more
 )

@@ -47,7 +47,7 @@ func listParams() []param {
 
 func waitParams() []param {
 	return []param{
-		{"wait", "string", "answer only when the VM is running, healthy, stopped or deleted"},
+		{"wait", "string", "answer only when the VM is running, healthy, paused, stopped or deleted"},
 		{"timeout", "string", "how long to wait at most, such as 30s; default 1m, at most 10m"},
 	}
 }

@@ -77,6 +77,8 @@ func routes() []route {
 		{method: post, path: "/vms/{name}/start", id: "startVM", summary: "Start a VM", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).startVM},
 		{method: post, path: "/vms/{name}/stop", id: "stopVM", summary: "Stop a VM", query: waitParams(), body: api.VMStop{}, bodyOpt: true, status: 200, reply: api.VM{}, handle: (*Server).stopVM},
 		{method: post, path: "/vms/{name}/restart", id: "restartVM", summary: "Stop a VM and start it again", query: waitParams(), body: api.VMStop{}, bodyOpt: true, status: 200, reply: api.VM{}, handle: (*Server).restartVM},
+		{method: post, path: "/vms/{name}/pause", id: "pauseVM", summary: "Let a VM stand still: its processors stop, its memory stays", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).pauseVM},
+		{method: post, path: "/vms/{name}/resume", id: "resumeVM", summary: "Let a paused VM go on, with its clock set", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).resumeVM},
 		{method: get, path: "/vms/{name}/timeline", id: "vmTimeline", summary: "Get the steps of the VM's last start", status: 200, reply: api.Timeline{}, handle: (*Server).vmTimeline},
 		{method: get, path: "/vms/{name}/logs", id: "vmLogs", summary: "Stream the workload's output or the console, a JSON object a line", query: logParams(), status: 200, reply: api.LogEntry{}, media: mediaNDJSON, handle: (*Server).vmLogs},
 		{method: post, path: "/vms/{name}/exec", id: "execVM", summary: "Run a command in a VM: switches to the protocol of its streams", body: api.Exec{}, status: 101, handle: (*Server).execVM},

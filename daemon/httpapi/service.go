@@ -20,6 +20,8 @@ type Service interface {
 	StartVM(ctx context.Context, name string) (api.VM, error)
 	StopVM(ctx context.Context, name string, how api.VMStop) (api.VM, error)
 	RestartVM(ctx context.Context, name string, how api.VMStop) (api.VM, error)
+	PauseVM(ctx context.Context, name string) (api.VM, error)
+	ResumeVM(ctx context.Context, name string) (api.VM, error)
 	DeleteVM(ctx context.Context, name string, how api.VMStop) error
 	// WaitVM blocks until the VM has reached what, or can no longer reach it by
 	// itself (CodeConflict, with the reason), or ctx ends (CodeTimeout). One that

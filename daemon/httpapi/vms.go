@@ -66,7 +66,7 @@ func (s *Server) createVM(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) getVM(w http.ResponseWriter, r *http.Request) error {
 	q := newQuery(r)
-	wt := q.wait(api.WaitRunning, api.WaitHealthy, api.WaitStopped, api.WaitDeleted)
+	wt := q.wait(api.WaitRunning, api.WaitHealthy, api.WaitPaused, api.WaitStopped, api.WaitDeleted)
 	name, err := pathName("VM", r)
 	if err := errors.Join(err, q.err); err != nil {
 		return err
@@ -97,6 +97,18 @@ func (s *Server) stopVM(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) restartVM(w http.ResponseWriter, r *http.Request) error {
 	return s.changeVM(w, r, "was told to restart", s.svc.RestartVM, api.WaitRunning, api.WaitHealthy, api.WaitStopped)
+}
+
+func (s *Server) pauseVM(w http.ResponseWriter, r *http.Request) error {
+	return s.changeVM(w, r, "was told to stand still", func(ctx context.Context, name string, _ api.VMStop) (api.VM, error) {
+		return s.svc.PauseVM(ctx, name)
+	}, api.WaitPaused)
+}
+
+func (s *Server) resumeVM(w http.ResponseWriter, r *http.Request) error {
+	return s.changeVM(w, r, "was told to go on", func(ctx context.Context, name string, _ api.VMStop) (api.VM, error) {
+		return s.svc.ResumeVM(ctx, name)
+	}, api.WaitRunning)
 }
 
 // changeVM is what the routes have in common that change a VM and return it.

@@ -92,6 +92,36 @@ func (cmd *restartCmd) Run(c *cli) error {
 	})
 }
 
+type pauseCmd struct {
+	Names   []string      `arg:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
+	Wait    waitFlag      `help:"Return once they stand still (the default), or at once (--no-wait)." negatable:""`
+	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
+}
+
+// Run pauses VMs.
+func (cmd *pauseCmd) Run(c *cli) error {
+	w, err := cmd.Wait.resolve(cmd.Timeout, api.WaitPaused)
+	if err != nil {
+		return err
+	}
+	return c.change(cmd.Names, func(cl *client.Client, name string) (api.VM, error) { return cl.PauseVM(c.ctx, name, w) })
+}
+
+type resumeCmd struct {
+	Names   []string      `arg:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
+	Wait    waitFlag      `help:"Return once they run again (the default), or at once (--no-wait)." negatable:""`
+	Timeout time.Duration `help:"How long to wait at most." default:"2m"`
+}
+
+// Run resumes VMs.
+func (cmd *resumeCmd) Run(c *cli) error {
+	w, err := cmd.Wait.resolve(cmd.Timeout, api.WaitRunning)
+	if err != nil {
+		return err
+	}
+	return c.change(cmd.Names, func(cl *client.Client, name string) (api.VM, error) { return cl.ResumeVM(c.ctx, name, w) })
+}
+
 type stopCmd struct {
 	Names []string `arg:"" optional:"" name:"name" help:"Names or ids of the VMs." complete:"vms"`
 	pickFlags

@@ -36,6 +36,8 @@ type VM struct {
 	// Replace is the incarnation that a restart asked to end, 0 for none; see
 	// Replaced.
 	Replace int
+	// WantPaused is the wish that the incarnation stands still. It ends with it.
+	WantPaused bool
 	// Restarts counts automatic restarts since the operator last said start.
 	Restarts int
 	// AcceptedAt is when the wish to start was accepted, the origin of the

@@ -341,6 +341,28 @@ func (s *Service) RestartVM(_ context.Context, name string, _ api.VMStop) (api.V
 	return s.change("RestartVM", name, func(vm *api.VM) error { s.stop(vm); s.start(vm); return nil })
 }
 
+func (s *Service) PauseVM(_ context.Context, name string) (api.VM, error) {
+	return s.move("PauseVM", name, api.VMRunning, api.VMPaused, api.EventVMPaused)
+}
+
+func (s *Service) ResumeVM(_ context.Context, name string) (api.VM, error) {
+	return s.move("ResumeVM", name, api.VMPaused, api.VMRunning, api.EventVMResumed)
+}
+
+func (s *Service) move(method, name string, from, to api.VMState, event api.EventType) (api.VM, error) {
+	return s.change(method, name, func(vm *api.VM) error {
+		switch vm.Status {
+		case from:
+			vm.Status = to
+			s.emitVM(event, vm)
+			return nil
+		case to:
+			return nil
+		}
+		return api.Errorf(api.CodeConflict, "VM %s is %s", vm.Name, vm.Status)
+	})
+}
+
 func (s *Service) DeleteVM(_ context.Context, name string, _ api.VMStop) error {
 	_, err := s.change("DeleteVM", name, func(vm *api.VM) error {
 		if vm.Status != api.VMStopped {
@@ -372,6 +394,8 @@ func (s *Service) WaitVM(ctx context.Context, name string, what api.VMWait) (api
 		case vm == nil:
 			return api.VM{}, api.Errorf(api.CodeNotFound, "there is no VM %q", name)
 		case what == api.WaitRunning && now.Status == api.VMRunning, what == api.WaitHealthy && now.Healthy:
+			return now, nil
+		case what == api.WaitPaused && now.Status == api.VMPaused:
 			return now, nil
 		case what == api.WaitStopped && (now.Status == api.VMStopped || now.Status == api.VMCrashed):
 			return now, nil

@@ -1,0 +1,58 @@
+package roles_test
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/volantvm/volant/client/api"
+)
+
+// TestResources looks after what a real VM has of its host: it is stopped in
+// time and goes on.
+func TestResources(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	h.installTools(t)
+	h.volar("vms", "create", "web", "--plugin", "tools", "--wait=healthy")
+
+	t.Run("pause", func(t *testing.T) {
+		h.volar("vms", "pause", "web")
+		begun := time.Now()
+		if got := h.try("exec", "web", "--", "true"); got.code != 125 || !strings.Contains(got.stderr, "is paused") || time.Since(begun) > 10*time.Second {
+			t.Errorf("exec in a paused VM = %+v after %v, want 125 at once", got, time.Since(begun))
+		}
+		// The daemon that resumes it is another.
+		h.stop()
+		h.start()
+		if got := h.vm("web"); got.Status != api.VMPaused {
+			t.Errorf("a daemon later it is %s, want paused", got.Status)
+		}
+		time.Sleep(time.Until(begun.Add(3 * time.Second)))
+		h.volar("vms", "resume", "web")
+		before := time.Now()
+		out := h.volar("exec", "web", "--", "busybox", "date", "+%s")
+		after := time.Now()
+		sec, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The guest says whole seconds, rounded down.
+		if guest := time.Unix(sec, 0); guest.Before(before.Add(-2*time.Second)) || guest.After(after.Add(time.Second)) {
+			t.Errorf("after a pause of %v the guest's clock says %v, the host's %v to %v", before.Sub(begun), guest, before, after)
+		}
+		h.answers(h.vm("web").IPAddress)
+		if got := h.vm("web"); got.Incarnation != 1 || !got.AgentUp || !got.Healthy {
+			t.Errorf("after the pause: %+v", got)
+		}
+	})
+
+	t.Run("stop what is paused", func(t *testing.T) {
+		h.volar("vms", "pause", "web")
+		h.volar("vms", "stop", "web")
+		if got := h.vm("web"); got.Status != api.VMStopped || got.Exit == nil {
+			t.Errorf("stopped: %+v, want its workload to have been asked to end", got)
+		}
+	})
+}
