@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,34 +136,6 @@ func BenchmarkReconcile(b *testing.B) {
 			b.StartTimer()
 		}
 	})
-}
-
-// TestMemoryPerStoredVM holds the budget of 50 KiB for each further stored VM:
-// what an idle daemon keeps in memory with 2,000 of them, against none.
-func TestMemoryPerStoredVM(t *testing.T) {
-	if testing.Short() {
-		t.Skip("stores 2,000 VMs")
-	}
-	const n = 2000
-	resident := func(vms int) int64 {
-		w := newWorld(t)
-		w.stored(vms, api.VMStopped, api.DesiredStopped)
-		d := w.start(options{})
-		<-d.Ready()
-		if _, _, err := d.VMs(context.Background(), api.VMFilter{Limit: 10}); err != nil {
-			t.Fatal(err)
-		}
-		debug.FreeOSMemory()
-		rss := residentBytes(t)
-		d.stop()
-		return rss
-	}
-	none, many := resident(0), resident(n)
-	per := (many - none) / n
-	t.Logf("%d bytes for each stored VM (%d KiB with none, %d KiB with %d)", per, none>>10, many>>10, n)
-	if per > 50<<10 {
-		t.Errorf("%d bytes for each stored VM, budget 51200", per)
-	}
 }
 
 // residentBytes is VmRSS of proc_pid_status(5): unlike the Go heap's size it

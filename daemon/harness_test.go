@@ -146,7 +146,7 @@ func (w *world) start(opt options) *instance {
 		w.t.Fatal(err)
 	}
 	in.db = db
-	pool, err := ipam.NewPool(netip.MustParsePrefix("10.9.0.0/20"), netip.MustParseAddr("10.9.0.1"))
+	pool, err := ipam.NewPool(netip.MustParsePrefix("10.9.0.0/16"), netip.MustParseAddr("10.9.0.1"))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -841,19 +841,24 @@ func (in *instance) must(name string, what api.VMWait) api.VM {
 // settle waits until the world is quiet and returns the VMs.
 func (in *instance) settle() []row.VM {
 	in.w.t.Helper()
+	return in.settleWithin(patience)
+}
+
+func (in *instance) settleWithin(limit time.Duration) []row.VM {
+	in.w.t.Helper()
 	select {
 	case <-in.Ready():
-	case <-time.After(patience):
+	case <-time.After(limit):
 		in.w.t.Fatal("the daemon does not become ready")
 	}
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(limit)
 	for {
 		vms, quiet := in.quiet()
 		if quiet {
 			return vms
 		}
 		if time.Now().After(deadline) {
-			in.w.t.Fatalf("not settled: %+v", vms)
+			in.w.t.Fatalf("not settled: %+v", vms[:min(len(vms), 5)])
 		}
 		time.Sleep(2 * time.Millisecond)
 	}

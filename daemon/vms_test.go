@@ -233,7 +233,7 @@ func TestCreateVMWithoutMeans(t *testing.T) {
 	})
 	t.Run("addresses", func(t *testing.T) {
 		d := newWorld(t).start(options{config: func(c *Config) {
-			pool, err := ipam.NewPool(c.Pool.Prefix(), c.Pool.Gateway(), ipam.Range{First: c.Pool.Gateway().Next().Next(), Last: netip.MustParseAddr("10.9.15.254")})
+			pool, err := ipam.NewPool(c.Pool.Prefix(), c.Pool.Gateway(), ipam.Range{First: c.Pool.Gateway().Next().Next(), Last: netip.MustParseAddr("10.9.255.254")})
 			if err != nil {
 				t.Fatal(err)
 			}
