@@ -80,6 +80,9 @@ func check(spec *hv.Spec, f *findings) error {
 	if err := vmm.CheckHost(spec, ownFiles()); err != nil {
 		return err
 	}
+	if err := vmm.CheckBoot(spec); err != nil {
+		return err
+	}
 	return checkLocks(spec.Disks)
 }
 

@@ -11,20 +11,12 @@ import (
 	"github.com/volantvm/volant/hv"
 )
 
-// CheckHost wants everything that a Spec names to be there, and its directory to
+// CheckHost wants the devices that a Spec names to be there, and its directory to
 // hold none of the files own, which the driver makes. Its errors wrap
 // hv.ErrInvalidSpec.
 func CheckHost(spec *hv.Spec, own []string) error {
 	if err := CheckDir(spec.Dir, own); err != nil {
 		return err
-	}
-	if err := CheckKernel(spec.Kernel); err != nil {
-		return err
-	}
-	if spec.Initramfs != "" {
-		if err := CheckFile("initramfs", spec.Initramfs, os.O_RDONLY); err != nil {
-			return err
-		}
 	}
 	for _, d := range spec.Disks {
 		mode := os.O_RDWR
@@ -42,6 +34,18 @@ func CheckHost(spec *hv.Spec, own []string) error {
 		}
 	}
 	return nil
+}
+
+// CheckBoot wants the kernel and the initramfs that a Spec names to be there and
+// such that a VMM can start them. Its errors wrap hv.ErrInvalidSpec.
+func CheckBoot(spec *hv.Spec) error {
+	if err := CheckKernel(spec.Kernel); err != nil {
+		return err
+	}
+	if spec.Initramfs == "" {
+		return nil
+	}
+	return CheckFile("initramfs", spec.Initramfs, os.O_RDONLY)
 }
 
 // Spawn starts argv as the VMM of spec and remembers it: rec, which holds what
