@@ -3,6 +3,7 @@ package qemu
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,7 @@ const (
 	consoleSocket = "console.sock"
 	agentSocket   = "agent.sock"
 	journalFile   = "events.log"
+	machineFile   = "machine.json"
 	logFile       = vmm.LogFile
 )
 
@@ -27,10 +29,13 @@ const longestSocket = consoleSocket
 // maxCmdline is COMMAND_LINE_SIZE of x86 Linux less the terminating zero byte.
 const maxCmdline = 2047
 
-// check wants a machine that this driver can run on this host. It starts
-// nothing and changes nothing.
-func check(spec *hv.Spec, f *findings) error {
+// check wants a machine that this driver can run on this host; from is the
+// snapshot that it goes on from, or nil. It starts nothing and changes nothing.
+func check(spec *hv.Spec, f *findings, from *hv.Snapshot) error {
 	if err := spec.Validate(); err != nil {
+		return err
+	}
+	if err := checkKinds(spec, f); err != nil {
 		return err
 	}
 	if n := len(spec.Dir) + 1 + len(longestSocket); n > hv.MaxSocketPath {
@@ -54,7 +59,36 @@ func check(spec *hv.Spec, f *findings) error {
 	if spec.MemoryMiB < minMemoryMiB {
 		return fmt.Errorf("%w: %d MiB of memory, at least %d are needed", hv.ErrInvalidSpec, spec.MemoryMiB, minMemoryMiB)
 	}
-	return vmm.CheckHost(spec, ownFiles())
+	if err := vmm.CheckHost(spec, ownFiles()); err != nil {
+		return err
+	}
+	if from != nil {
+		return nil
+	}
+	return vmm.CheckBoot(spec)
+}
+
+// checkKinds wants nothing that the capabilities say this driver has not.
+func checkKinds(spec *hv.Spec, f *findings) error {
+	for _, k := range []struct {
+		what  string
+		asked bool
+		can   bool
+	}{
+		{"vCPUs that come later", spec.MaxVCPUs > spec.VCPUs, f.caps.ResizeCPU},
+		{"memory that comes later", spec.MaxMemoryMiB > spec.MemoryMiB, f.caps.ResizeMemory},
+		{"persistent memory", slices.ContainsFunc(spec.Disks, func(d hv.Disk) bool { return d.Pmem }), f.caps.Pmem},
+		{"host devices", len(spec.Devices) > 0, f.caps.Device},
+		{"shares", len(spec.Shares) > 0, f.caps.Share},
+		{"a balloon", spec.Balloon, f.caps.Balloon},
+		{"a memory file", spec.MemoryFile != "", f.caps.Template},
+		{"a user of its own", spec.User != nil, f.caps.Unprivileged},
+	} {
+		if k.asked && !k.can {
+			return fmt.Errorf("%w: %s (see its capabilities)", hv.ErrUnsupported, k.what)
+		}
+	}
+	return nil
 }
 
 // cmdline returns the kernel's command line: what the machine needs, then the
@@ -83,8 +117,10 @@ func channel(spec *hv.Spec, f *findings) hv.Channel {
 }
 
 // argv returns the whole command that runs the machine, stopped before its
-// first instruction.
-func argv(spec *hv.Spec, f *findings) []string {
+// first instruction, or before the first one after the snapshot from. What makes
+// up the machine comes in the same order either way, for QEMU numbers devices by
+// it. A kernel is not needed again: the firmware has read it.
+func argv(spec *hv.Spec, f *findings, from *hv.Snapshot) []string {
 	socket := func(id, name string) string {
 		return "socket,id=" + id + ",path=" + escape(filepath.Join(spec.Dir, name)) + ",server=on,wait=off"
 	}
@@ -97,7 +133,8 @@ func argv(spec *hv.Spec, f *findings) []string {
 	a := []string{
 		f.caps.Binary,
 		"-name", "volant-" + spec.ID,
-		"-M", "microvm,acpi=on",
+		"-M", "microvm,acpi=on,memory-backend=" + memoryID,
+		"-object", memory(spec, f, from),
 		"-accel", accel, "-cpu", cpu,
 		"-smp", strconv.Itoa(spec.VCPUs),
 		"-m", strconv.Itoa(spec.MemoryMiB) + "M",
@@ -127,8 +164,19 @@ func argv(spec *hv.Spec, f *findings) []string {
 	}
 	for i, n := range spec.NICs {
 		id := "net" + strconv.Itoa(i)
-		a = append(a, "-netdev", "tap,id="+id+",ifname="+n.Tap+",script=no,downscript=no,vhost=off",
+		a = append(a, "-netdev", "tap,id="+id+",fd="+strconv.Itoa(vmm.FirstFile+i)+",vhost=off",
 			"-device", "virtio-net-device,netdev="+id+",mac="+n.MAC.String())
+	}
+	for i, sh := range spec.Shares {
+		id := "share" + strconv.Itoa(i)
+		a = append(a, "-chardev", "socket,id="+id+",path="+escape(sh.Socket),
+			"-device", "vhost-user-fs-device,queue-size=1024,chardev="+id+",tag="+sh.Tag)
+	}
+	if spec.Balloon {
+		a = append(a, "-device", balloon(spec, from))
+	}
+	if from != nil {
+		return append(a, "-incoming", "defer")
 	}
 	a = append(a, "-kernel", spec.Kernel)
 	if spec.Initramfs != "" {

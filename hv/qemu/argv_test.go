@@ -26,16 +26,30 @@ func TestArgv(t *testing.T) {
 		NICs: []hv.NIC{{Tap: "tap7", MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}}},
 		CID:  9,
 	}
+	template, full := spec, spec
+	template.MemoryFile, template.Balloon = "/m/me,mory", true
+	full.Balloon, full.Shares = true, []hv.Share{{Tag: "code", Socket: "/s/sh,are.sock"}}
+	tcg := findings{caps: hv.Capabilities{Binary: "/usr/bin/qemu", Accel: hv.AccelTCG, Channel: hv.ChannelSerial}, sandbox: true, tscKHz: 2596120}
+	kvm := findings{caps: hv.Capabilities{Binary: "/usr/bin/qemu", Accel: hv.AccelKVM, Channel: hv.ChannelVsock}, tscKHz: 2596120}
+	newer := tcg
+	newer.readonlyFile = true
+	fork := &hv.Snapshot{Dir: "/snap", MemoryFile: "/m/me,mory"}
 	tests := []struct {
 		name string
+		spec hv.Spec
 		f    findings
+		from *hv.Snapshot
 	}{
-		{"tcg", findings{caps: hv.Capabilities{Binary: "/usr/bin/qemu", Accel: hv.AccelTCG, Channel: hv.ChannelSerial}, sandbox: true, tscKHz: 2596120}},
-		{"kvm", findings{caps: hv.Capabilities{Binary: "/usr/bin/qemu", Accel: hv.AccelKVM, Channel: hv.ChannelVsock}, tscKHz: 2596120}},
+		{"tcg", spec, tcg, nil},
+		{"kvm", spec, kvm, nil},
+		{"template", template, tcg, nil},
+		{"fork", spec, tcg, fork},
+		{"fork-newer", spec, newer, fork},
+		{"restore", full, tcg, &hv.Snapshot{Dir: "/snap"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got := strings.Join(argv(&spec, &test.f), "\n") + "\n"
+			got := strings.Join(argv(&test.spec, &test.f, test.from), "\n") + "\n"
 			golden := filepath.Join("testdata", "argv-"+test.name+".txt")
 			if *update {
 				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
@@ -52,7 +66,7 @@ func TestArgv(t *testing.T) {
 		})
 	}
 	spec.CID = 0
-	if got := channel(&spec, &tests[1].f); got != hv.ChannelSerial {
+	if got := channel(&spec, &kvm); got != hv.ChannelSerial {
 		t.Errorf("channel without a CID = %s, want serial", got)
 	}
 }

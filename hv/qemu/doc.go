@@ -10,6 +10,7 @@
 //	qmp.sock      the driver's monitor; it serves one client at a time
 //	debug.sock    a second monitor for people, whose output QEMU also appends to
 //	events.log    the journal: what happened while no daemon was there
+//	machine.json  what a snapshot of the machine will say of it
 //	console.sock  the guest's first serial port
 //	agent.sock    the agent's virtio-serial port, where there is no vsock
 //	vmm.log       QEMU's own words
@@ -24,6 +25,22 @@
 //
 // When the host's disk is full, QEMU pauses the machine instead of telling the
 // guest of a write error; Resume tries the write again.
+//
+// # Snapshots
+//
+// A snapshot is a stream that QEMU migrates; a restored machine is a new process
+// that waits for one. Of a template only the devices travel, some 60 kB: its
+// memory is a file, which each fork maps privately. The stream fits only the
+// very build of QEMU that wrote it, for microvm is no versioned machine.
+//
+// Three things are QEMU's way. It takes one snapshot in a pause: the next needs
+// the machine to be resumed. Once it has taken it, it lets go of the locks on the
+// machine's disks, and Resume, which takes them again, fails with
+// hv.ErrDiskInUse when another machine was faster. And a machine with shares has
+// none, for the state of virtiofsd is not in the stream.
+//
+// Before version 8.2 a fork opens the template's memory for writing, which its
+// user must be allowed to do, although it never writes.
 //
 // # What is lost
 //

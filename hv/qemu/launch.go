@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/vmm"
 )
@@ -27,7 +29,7 @@ func withStartTimeout(ctx context.Context) (context.Context, context.CancelFunc)
 
 // ownFiles lists what a machine makes in its directory.
 func ownFiles() []string {
-	return []string{vmm.RecordFile, vmm.ExitFile, qmpSocket, debugSocket, consoleSocket, agentSocket, journalFile, logFile}
+	return []string{vmm.RecordFile, vmm.ExitFile, qmpSocket, debugSocket, consoleSocket, agentSocket, journalFile, machineFile, logFile}
 }
 
 // Launch implements hv.Driver.
@@ -44,33 +46,68 @@ func (d *Driver) launch(ctx context.Context, spec *hv.Spec) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := check(spec, f); err != nil {
+	if err := check(spec, f, nil); err != nil {
 		return nil, err
 	}
 	ctx, cancel := withStartTimeout(ctx)
 	defer cancel()
+	return begin(ctx, spec, f, nil)
+}
+
+// begin starts a machine that was checked, at its first instruction or after the
+// snapshot from. When it fails, everything is as it was.
+func begin(ctx context.Context, spec *hv.Spec, f *findings, from *hv.Snapshot) (*machine, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	_, err = os.Lstat(spec.ConsoleLog)
+	_, err := os.Lstat(spec.ConsoleLog)
 	freshConsole := errors.Is(err, fs.ErrNotExist)
-	m, proc, err := start(ctx, spec, f)
+	if err := makeMemory(spec); err != nil {
+		return nil, err
+	}
+	m, proc, err := start(ctx, spec, f, from)
 	if err == nil {
 		return m, nil
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx) // what it broke off is of no interest
-	} else if said := strings.TrimSpace(string(vmm.Tail(filepath.Join(spec.Dir, logFile), 1024))); said != "" {
+	} else if said := lastWords(spec.Dir); said != "" && !errors.Is(err, hv.ErrDiskInUse) {
 		if path, locked := lockedDisk(said); locked {
-			err = fmt.Errorf("%w: %s: another machine has it, and one of the two means to write to it", hv.ErrDiskInUse, path)
+			err = diskInUse(path)
 		} else {
-			err = fmt.Errorf("%w; QEMU said: %q", err, said)
+			err = fmt.Errorf("%w; QEMU said: %q%s", err, said, hint(spec, f, said))
 		}
 	}
 	if freshConsole {
 		err = errors.Join(err, vmm.RemoveIfThere(spec.ConsoleLog))
 	}
-	return nil, errors.Join(err, undo(spec.Dir, m, proc))
+	err = errors.Join(err, undo(spec.Dir, m, proc))
+	if spec.MemoryFile != "" {
+		err = errors.Join(err, vmm.RemoveIfThere(spec.MemoryFile))
+	}
+	return nil, err
+}
+
+// maxWords is how much of QEMU's own words an error quotes, in bytes.
+const maxWords = 1024
+
+func lastWords(dir string) string {
+	return strings.TrimSpace(string(vmm.Tail(filepath.Join(dir, logFile), maxWords)))
+}
+
+// said returns the end of what this QEMU has said, of a log that may hold the
+// words of others before it.
+func (m *machine) said() string {
+	path := m.path(logFile)
+	fi, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	return string(vmm.Tail(path, min(maxWords, fi.Size()-m.heard)))
+}
+
+func diskInUse(path string) error {
+	return fmt.Errorf("%w: %s: another machine has it, and one of the two means to write to it", hv.ErrDiskInUse, path)
 }
 
 // lockedDisk finds in QEMU's last words the disk that it could not lock. They
@@ -95,11 +132,23 @@ func lockedDisk(said string) (path string, ok bool) {
 	return rest[:end], true
 }
 
-// start runs QEMU, connects to it and sets the guest going. On error it returns
-// what there is to undo.
-func start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Process, error) {
+// start runs QEMU, connects to it, and sets the guest going or takes it to where
+// the snapshot from was taken. On error it returns what there is to undo.
+func start(ctx context.Context, spec *hv.Spec, f *findings, from *hv.Snapshot) (*machine, *vmm.Process, error) {
+	if err := makeFiles(spec, f); err != nil {
+		return nil, nil, err
+	}
+	taps, err := openTaps(spec)
+	defer closeAll(taps)
+	if err != nil {
+		return nil, nil, err
+	}
+	var heard int64
+	if fi, err := os.Stat(spec.VMMLog); err == nil {
+		heard = fi.Size()
+	}
 	rec := hv.Record{Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, Channel: channel(spec, f)}
-	proc, err := vmm.Spawn(spec, &rec, argv(spec, f))
+	proc, err := vmm.Spawn(spec, &rec, argv(spec, f, from), taps...)
 	if err != nil {
 		return nil, proc, err
 	}
@@ -107,13 +156,71 @@ func start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Proc
 	if err != nil {
 		return nil, proc, err
 	}
-	if err := m.monitor.run(ctx, "cont", nil, nil); err != nil {
+	m.heard = heard
+	if from == nil {
+		err = m.monitor.run(ctx, "cont", nil, nil)
+	} else {
+		err = m.wake(ctx, from)
+	}
+	if err != nil {
 		return m, proc, err
 	}
 	m.mu.Lock()
 	m.begun = true
 	m.mu.Unlock()
 	return m, proc, nil
+}
+
+// makeFiles makes what is in the machine's directory before QEMU is. The journal
+// stays ours: a QEMU that was taken over must not put a link in its place.
+func makeFiles(spec *hv.Spec, f *findings) error {
+	if err := writeNew(filepath.Join(spec.Dir, machineFile), draftOf(spec, f)); err != nil {
+		return err
+	}
+	path := filepath.Join(spec.Dir, journalFile)
+	journal, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := journal.Close(); err != nil || spec.User == nil {
+		return err
+	}
+	return errors.Join(os.Chown(path, -1, int(spec.User.GID)), os.Chmod(path, 0o660))
+}
+
+// openTaps opens the TAPs in order. On error it returns those that it has opened.
+func openTaps(spec *hv.Spec) (files []*os.File, err error) {
+	for _, n := range spec.NICs {
+		f, err := vmm.OpenTap(n.Tap)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close() // QEMU has its own, and nothing was written
+	}
+}
+
+// hint says what a user needs who was denied something.
+func hint(spec *hv.Spec, f *findings, said string) string {
+	if spec.User == nil || !strings.Contains(said, "Permission denied") {
+		return ""
+	}
+	s := fmt.Sprintf("; it runs as user %d of group %d, who must be able to read the kernel, the initramfs and the disks, and to write to those that are not read-only",
+		spec.User.UID, spec.User.GID)
+	if f.caps.Accel != hv.AccelKVM {
+		return s
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/dev/kvm", &st); err != nil {
+		return s
+	}
+	return s + fmt.Sprintf("; /dev/kvm is for group %d, with mode %#o", st.Gid, st.Mode&0o777)
 }
 
 // undo ends what start began.
@@ -196,9 +303,4 @@ func (d *Driver) Find(ctx context.Context, dir string) (hv.Record, error) {
 func find(ctx context.Context, dir string) (hv.Record, error) {
 	rec, err := vmm.Find(ctx, Name, dir, func(argv []string) bool { return slices.Contains(argv, driverMonitor(dir)) })
 	return rec, gone(dir, err)
-}
-
-// Restore is not offered yet: Capabilities say so.
-func (d *Driver) Restore(context.Context, hv.Spec, hv.Snapshot, hv.RestoreOptions) (hv.VM, error) {
-	return nil, fmt.Errorf("%s: restore: %w", Name, hv.ErrUnsupported)
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,10 +45,13 @@ type machine struct {
 	agent   hv.Transport
 	drained chan struct{} // closed when screen has ended
 	nudge   chan struct{} // has room for one: look at the machine's state
+	moved   chan struct{} // has room for one: look at the migration
+	heard   int64         // how much of the log is of others before it, in bytes; set once, by start
 	stop    chan struct{} // closed by Detach
 	over    chan struct{} // closed by supervise when it returns
 
 	detach sync.Once
+	saving sync.Mutex // held through Snapshot, and through Resume
 
 	mu     sync.Mutex
 	begun  bool          // guarded by mu; the first cont has been answered
@@ -65,7 +69,7 @@ var _ hv.VM = (*machine)(nil)
 func take(ctx context.Context, rec hv.Record, proc *vmm.Process) (*machine, error) {
 	m := &machine{
 		rec: rec, proc: proc,
-		drained: make(chan struct{}), nudge: make(chan struct{}, 1), stop: make(chan struct{}), over: make(chan struct{}),
+		drained: make(chan struct{}), nudge: make(chan struct{}, 1), moved: make(chan struct{}, 1), stop: make(chan struct{}), over: make(chan struct{}),
 		events: make(chan hv.Event, eventBacklog),
 	}
 	m.feed = m.events
@@ -112,6 +116,11 @@ func (m *machine) connect(ctx context.Context) (err error) {
 	}
 	var d net.Dialer
 	m.screen, err = d.DialContext(ctx, "unix", m.path(consoleSocket))
+	if err == nil {
+		if err = checkPeer(m.screen, m.proc.PID()); err != nil {
+			m.screen.Close()
+		}
+	}
 	if err != nil {
 		return errors.Join(err, m.console.Close())
 	}
@@ -167,6 +176,8 @@ func (m *machine) onEvent(event string, data json.RawMessage) {
 			m.emit(hv.EventPaused)
 		}
 		m.look()
+	case "MIGRATION":
+		m.onMigration()
 	case "RESUME":
 		m.mu.Lock()
 		begun := m.begun
@@ -395,15 +406,20 @@ func (m *machine) State(ctx context.Context) (hv.State, error) {
 		}
 		return "", m.wrap(ctx, "state of", err)
 	}
+	return stateOf(status), nil
+}
+
+// stateOf says what a run state of QEMU means.
+func stateOf(status string) hv.State {
 	switch status {
 	case "running":
-		return hv.StateRunning, nil
+		return hv.StateRunning
 	case "shutdown":
-		return hv.StateShutdown, nil
+		return hv.StateShutdown
 	case "guest-panicked", "internal-error":
-		return hv.StatePanicked, nil
+		return hv.StatePanicked
 	}
-	return hv.StatePaused, nil // paused, prelaunch, io-error and the like: nothing runs, cont would go on
+	return hv.StatePaused // paused, prelaunch, postmigrate, io-error and the like: nothing runs, cont would go on
 }
 
 // Pause implements hv.VM.
@@ -413,7 +429,15 @@ func (m *machine) Pause(ctx context.Context) error {
 
 // Resume implements hv.VM.
 func (m *machine) Resume(ctx context.Context) error {
-	return m.move(ctx, "resume", "cont", hv.StatePaused, hv.StateRunning)
+	if !m.saving.TryLock() {
+		return m.wrap(ctx, "resume", errors.New("a snapshot is being taken"))
+	}
+	defer m.saving.Unlock()
+	err := m.move(ctx, "resume", "cont", hv.StatePaused, hv.StateRunning)
+	if err != nil && strings.Contains(err.Error(), "Failed to get ") {
+		err = fmt.Errorf("%w: another machine has taken it since the snapshot: %w", hv.ErrDiskInUse, err)
+	}
+	return err
 }
 
 func (m *machine) move(ctx context.Context, op, command string, from, to hv.State) error {

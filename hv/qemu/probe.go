@@ -3,6 +3,7 @@ package qemu
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,7 +37,11 @@ type findings struct {
 	caps    hv.Capabilities
 	sandbox bool   // this QEMU was built with seccomp
 	tscKHz  uint64 // of this host, 0 when unknown
-	stamp   stamp
+	pkg     string // the version in full
+	// readonlyFile says that a machine's own memory can be on top of a file that
+	// it cannot write to: since 8.2.
+	readonlyFile bool
+	stamp        stamp
 }
 
 // stamp tells one version of a file from another.
@@ -79,15 +84,24 @@ func look(ctx context.Context, path string, accel Choice) (*findings, error) {
 	if v.Major < minMajor || v.Major == minMajor && v.Minor < minMinor {
 		return nil, fmt.Errorf("qemu: %w: %s is version %s, want %d.%d or newer: %s", hv.ErrUnavailable, path, v, minMajor, minMinor, install)
 	}
-	if !slices.Contains(in.machines, "microvm") {
+	if !in.has(askMachines, "microvm") {
 		return nil, fmt.Errorf("qemu: %w: %s was built without the microvm machine: %s", hv.ErrUnavailable, path, install)
 	}
 	f := &findings{
 		sandbox: sandboxed,
 		tscKHz:  tscKHz(),
+		pkg:     v.String() + " " + in.pkg,
+
+		readonlyFile: in.has(askMemoryFile, "rom"),
 		caps: hv.Capabilities{
 			Driver: Name, Version: v.String(), Binary: path, Accel: hv.AccelTCG, Channel: hv.ChannelSerial,
 			Pause: true, PowerButton: true, MaxVCPUs: maxVCPUs, MaxDisks: maxDisks, MaxNICs: maxNICs,
+			Snapshot: in.has(askMigration, "events"), Template: in.has(askMigration, ignoreShared),
+			Share: in.has(askShare, "tag"), Balloon: in.has(askBalloon, "free-page-reporting"),
+			// Only root can become another user.
+			Unprivileged: os.Geteuid() == 0,
+			// microvm takes no vCPUs, memory or devices while it runs, has no place for
+			// persistent memory, and no PCI bus.
 		},
 	}
 	if accel == TCG {
@@ -125,9 +139,33 @@ func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Min
 
 // answers is what a QEMU says of itself.
 type answers struct {
-	version  version
-	machines []string
+	version version
+	pkg     string              // the version as the distribution has it, "" where none has
+	names   map[string][]string // by question; none where QEMU refuses the question
 }
+
+// The questions of an interview: which machines there are, which capabilities of
+// migration, and which properties some types have, by the type.
+const (
+	askMachines   = "machines"
+	askMigration  = "migration"
+	askBalloon    = "virtio-balloon-device"
+	askShare      = "vhost-user-fs-device"
+	askMemoryFile = "memory-backend-file"
+)
+
+func questions() string {
+	q := `{"execute":"qmp_capabilities"}` +
+		`{"execute":"query-machines","id":"` + askMachines + `"}` +
+		`{"execute":"query-migrate-capabilities","id":"` + askMigration + `"}` +
+		`{"execute":"qom-list-properties","id":"` + askMemoryFile + `","arguments":{"typename":"` + askMemoryFile + `"}}`
+	for _, device := range []string{askBalloon, askShare} {
+		q += `{"execute":"device-list-properties","id":"` + device + `","arguments":{"typename":"` + device + `"}}`
+	}
+	return q + `{"execute":"quit"}`
+}
+
+func (a *answers) has(question, name string) bool { return slices.Contains(a.names[question], name) }
 
 // interview runs QEMU without a machine and asks what it is.
 func interview(ctx context.Context, path string, sandboxed bool) (*answers, error) {
@@ -137,7 +175,7 @@ func interview(ctx context.Context, path string, sandboxed bool) (*answers, erro
 	}
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Stdin = strings.NewReader(`{"execute":"qmp_capabilities"}{"execute":"query-machines"}{"execute":"quit"}`)
+	cmd.Stdin = strings.NewReader(questions())
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
@@ -148,7 +186,7 @@ func interview(ctx context.Context, path string, sandboxed bool) (*answers, erro
 }
 
 func parseInterview(out []byte) (*answers, error) {
-	var a answers
+	a := answers{names: make(map[string][]string)}
 	greeted := false
 	sc := bufio.NewScanner(bytes.NewReader(out))
 	sc.Buffer(nil, maxMessage)
@@ -156,24 +194,28 @@ func parseInterview(out []byte) (*answers, error) {
 		var m struct {
 			QMP *struct {
 				Version struct {
-					QEMU version `json:"qemu"`
+					QEMU    version `json:"qemu"`
+					Package string  `json:"package"`
 				} `json:"version"`
 			} `json:"QMP"`
+			ID     string          `json:"id"`
 			Return json.RawMessage `json:"return"`
 		}
 		if err := json.Unmarshal(sc.Bytes(), &m); err != nil {
 			return nil, fmt.Errorf("answer %.100q: %w", sc.Bytes(), err)
 		}
 		if m.QMP != nil {
-			greeted, a.version = true, m.QMP.Version.QEMU
+			greeted, a.version, a.pkg = true, m.QMP.Version.QEMU, m.QMP.Version.Package
 		}
-		var machines []struct {
-			Name string `json:"name"`
+		var list []struct {
+			Name       string `json:"name"`
+			Capability string `json:"capability"`
 		}
-		if json.Unmarshal(m.Return, &machines) == nil {
-			for _, m := range machines {
-				a.machines = append(a.machines, m.Name)
-			}
+		if m.ID == "" || json.Unmarshal(m.Return, &list) != nil {
+			continue
+		}
+		for _, l := range list {
+			a.names[m.ID] = append(a.names[m.ID], cmp.Or(l.Name, l.Capability))
 		}
 	}
 	if !greeted {

@@ -25,7 +25,10 @@ func scripted(t *testing.T, major, minor int, machines, refuse string) string {
 for a; do [ "$a" = %q ] && { echo "qemu: $a: not supported" >&2; exit 1; }; done
 echo '{"QMP": {"version": {"qemu": {"micro": 3, "minor": %d, "major": %d}, "package": "x"}, "capabilities": []}}'
 echo '{"return": {}}'
-echo '{"return": [%s]}'
+echo '{"id": "machines", "return": [%s]}'
+echo '{"id": "migration", "return": [{"state": false, "capability": "events"}, {"state": false, "capability": "x-ignore-shared"}]}'
+echo '{"id": "virtio-balloon-device", "return": [{"name": "free-page-reporting", "type": "bool"}]}'
+echo '{"id": "vhost-user-fs-device", "error": {"class": "DeviceNotFound", "desc": "not found"}}'
 echo run >> "$0.runs"
 `, refuse, minor, major, machines)
 	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {

@@ -153,13 +153,27 @@ func (m *monitor) read(sc *bufio.Scanner) {
 func (m *monitor) run(ctx context.Context, command string, args, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	if err := m.exchange(ctx, command, args, out); err != nil {
+	if err := m.exchange(ctx, command, args, out, nil); err != nil {
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
 	return nil
 }
 
-func (m *monitor) exchange(ctx context.Context, command string, args, out any) error {
+// pass gives QEMU a descriptor of f, to be named in a later command. f stays the
+// caller's.
+func (m *monitor) pass(ctx context.Context, name string, f *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	args := struct {
+		Name string `json:"fdname"`
+	}{name}
+	if err := m.exchange(ctx, "getfd", args, nil, f); err != nil {
+		return fmt.Errorf("qmp getfd: %w", err)
+	}
+	return nil
+}
+
+func (m *monitor) exchange(ctx context.Context, command string, args, out any, f *os.File) error {
 	answer := make(chan response, 1)
 	m.mu.Lock()
 	if m.pending == nil {
@@ -185,7 +199,7 @@ func (m *monitor) exchange(ctx context.Context, command string, args, out any) e
 	if err != nil {
 		return err
 	}
-	if err := m.write(ctx, append(b, '\n')); err != nil {
+	if err := m.write(ctx, append(b, '\n'), f); err != nil {
 		return err
 	}
 	select {
@@ -206,14 +220,23 @@ func (m *monitor) exchange(ctx context.Context, command string, args, out any) e
 	}
 }
 
-func (m *monitor) write(ctx context.Context, b []byte) error {
+// write sends b, with a descriptor of f where that is not nil.
+func (m *monitor) write(ctx context.Context, b []byte, f *os.File) error {
 	m.wmu.Lock()
 	defer m.wmu.Unlock()
 	deadline, _ := ctx.Deadline() // run set one
 	if err := m.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
-	_, err := m.conn.Write(b)
+	err := error(nil)
+	if f != nil {
+		var n int
+		n, _, err = m.conn.(*net.UnixConn).WriteMsgUnix(b[:1], unix.UnixRights(int(f.Fd())), nil)
+		b = b[n:]
+	}
+	if err == nil {
+		_, err = m.conn.Write(b)
+	}
 	if err != nil {
 		m.conn.Close() // a torn command would spoil the next
 	}
