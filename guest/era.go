@@ -31,7 +31,7 @@ func (k *kestrel) inEra(ctx context.Context, f func(context.Context)) {
 // beginEra notes that the guest was restored, and that nobody knows yet how its
 // workload took it.
 func (k *kestrel) beginEra(epoch uint64) {
-	k.status.update(func(s *wire.Status) { s.Epoch, s.Healthy = epoch, nil })
+	k.status.update(func(s *wire.Status) { s.Epoch, s.Healthy, s.Failure = epoch, nil, nil })
 	close(k.era.Swap(&era{epoch: epoch, over: make(chan struct{})}).over)
 }
 

@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -53,9 +54,15 @@ func newProbe(h wire.Health) probe {
 		if err != nil {
 			return err
 		}
-		resp.Body.Close()
+		defer resp.Body.Close()
 		if resp.StatusCode < 200 || resp.StatusCode > 399 {
-			return fmt.Errorf("status %d", resp.StatusCode)
+			err := fmt.Errorf("status %d", resp.StatusCode)
+			var said tail
+			_, _ = io.Copy(&said, io.LimitReader(resp.Body, probeTail)) // the status alone says enough
+			if text := said.text(); text != "" {
+				err = fmt.Errorf("%w: %s", err, text)
+			}
+			return err
 		}
 		return nil
 	}
@@ -91,21 +98,46 @@ func dialOnce(ctx context.Context, addr string, timeout time.Duration) error {
 // less and less often, up to the other.
 type pace struct{ first, last time.Duration }
 
+// finding is what the probes of a workload have found.
+type finding struct {
+	healthy *bool // nil before the first verdict
+	streak  int   // failures in a row that count
+	err     error // of the latest probe
+}
+
+// failed counts one more failure, the retries-th of which is a verdict.
+func (f finding) failed(err error, retries int) finding {
+	f.streak++
+	f.err = err
+	if f.streak >= retries {
+		f.healthy = new(bool)
+	}
+	return f
+}
+
+// succeeded is what is found by a probe that succeeds.
+func succeeded() finding {
+	yes := true
+	return finding{healthy: &yes}
+}
+
 // healthCheck is wire.Health with its defaults filled in.
 type healthCheck struct {
 	ask         probe
 	pace        pace
 	startPeriod time.Duration
 	interval    time.Duration
-	retries     int // 0: failures never count
-	// verdict is called with every change; err is why it is unhealthy.
-	verdict func(healthy bool, err error)
+	retries     int
+	// tell is called with every finding that differs from the one before, but
+	// while a workload comes up only once in an interval. nil for a workload that is
+	// asked for its readiness only.
+	tell func(finding)
 }
 
 // newHealthCheck makes the health check of a workload, which must be prepared.
-func (w *workload) newHealthCheck(h wire.Health, verdict func(bool, error)) healthCheck {
+func (w *workload) newHealthCheck(h wire.Health, tell func(finding)) healthCheck {
 	c := healthCheck{
-		pace: pace{probeMin, probeMax}, verdict: verdict,
+		pace: pace{probeMin, probeMax}, tell: tell,
 		startPeriod: h.StartPeriod, interval: h.Interval, retries: h.Retries,
 	}
 	if c.interval == 0 {
@@ -126,49 +158,49 @@ func (w *workload) newHealthCheck(h wire.Health, verdict func(bool, error)) heal
 // reports false when ctx ended. A workload that does not come up is asked all
 // the time, but a failure counts only once in an interval, and not in the start
 // period: "unhealthy" comes no sooner than if it was asked as rarely as later.
+// Failures are told as rarely: one that comes up at once costs the host nothing.
 func (c healthCheck) awaitReady(ctx context.Context) bool {
-	counts := time.Now().Add(c.startPeriod + c.interval)
-	failures := 0
+	tells := time.Now().Add(c.interval)
+	counts := tells.Add(c.startPeriod)
+	var found finding
 	for wait := c.pace.first; ; wait = min(wait*5/4, c.pace.last) {
 		if !sleep(ctx, wait) {
 			return false
 		}
 		err := c.ask(ctx)
-		switch {
+		switch now := time.Now(); {
 		case err == nil:
 			return true
 		case ctx.Err() != nil:
 			return false
-		case !time.Now().Before(counts):
-			counts = time.Now().Add(c.interval)
-			if failures++; failures == c.retries {
-				c.verdict(false, err)
-			}
+		case c.tell == nil:
+		case !now.Before(counts):
+			counts = now.Add(c.interval)
+			tells = counts
+			found = found.failed(err, c.retries)
+			c.tell(found)
+		case !now.Before(tells):
+			tells = now.Add(c.interval)
+			found.err = err
+			c.tell(found)
 		}
 	}
 }
 
-// watch asks a workload that was healthy once, and calls verdict with every
-// change, until ctx is over.
+// watch asks a workload that was healthy once, until ctx is over.
 func (c healthCheck) watch(ctx context.Context) {
-	healthy, failures := true, 0
+	found := succeeded()
 	for sleep(ctx, c.interval) {
 		err := c.ask(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			failures++
-			if healthy && failures >= c.retries {
-				healthy = false
-				c.verdict(false, err)
-			}
-		default:
-			failures = 0
-			if !healthy {
-				healthy = true
-				c.verdict(true, nil)
-			}
+			found = found.failed(err, c.retries)
+			c.tell(found)
+		case found.streak > 0:
+			found = succeeded()
+			c.tell(found)
 		}
 	}
 }

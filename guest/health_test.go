@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -25,6 +26,7 @@ func TestProbes(t *testing.T) {
 			<-r.Context().Done()
 		default:
 			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprintf(w, "no database%s", strings.Repeat(".", 1<<20))
 		}
 	}))
 	defer srv.Close()
@@ -56,8 +58,12 @@ func TestProbes(t *testing.T) {
 		{"accept closed", accept("http://" + closed.Addr().String() + "/base"), false},
 	}
 	for _, tt := range tests {
-		if err := tt.ask(t.Context()); (err == nil) != tt.ok {
+		err := tt.ask(t.Context())
+		if (err == nil) != tt.ok {
 			t.Errorf("%s: probe = %v, want success %v", tt.name, err, tt.ok)
+		}
+		if tt.name == "5xx" && (!strings.HasPrefix(err.Error(), "status 503: no database") || len(err.Error()) > probeTail+20) {
+			t.Errorf("probe = %.80q..., %d bytes; want the answer's beginning", err, len(err.Error()))
 		}
 	}
 }
@@ -90,18 +96,14 @@ func TestWatchHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// One character is one probe.
 		results := ".x.xx.xxx.xxxx..x"
-		var verdicts []int
+		var told []string
 		n := 0
 		ctx, cancel := context.WithCancel(t.Context())
-		check := (&workload{}).newHealthCheck(wire.Health{TCP: "x:1", Interval: time.Second}, func(healthy bool, err error) {
-			if healthy == (err != nil) {
-				t.Errorf("verdict(%v, %v)", healthy, err)
+		check := (&workload{}).newHealthCheck(wire.Health{TCP: "x:1", Interval: time.Second}, func(f finding) {
+			if (f.err == nil) != (f.streak == 0) || f.healthy == nil || *f.healthy != (f.streak < healthRetries) {
+				t.Errorf("probe %d: found %+v", n, f)
 			}
-			v := -n
-			if healthy {
-				v = n
-			}
-			verdicts = append(verdicts, v)
+			told = append(told, fmt.Sprint(n, ":", f.streak))
 		})
 		check.ask = func(context.Context) error {
 			if n == len(results) {
@@ -115,8 +117,9 @@ func TestWatchHealth(t *testing.T) {
 			return nil
 		}
 		check.watch(ctx)
-		if want := []int{-9, 10, -13, 15}; !slices.Equal(verdicts, want) {
-			t.Errorf("verdicts at %v, want %v", verdicts, want)
+		want := []string{"2:1", "3:0", "4:1", "5:2", "6:0", "7:1", "8:2", "9:3", "10:0", "11:1", "12:2", "13:3", "14:4", "15:0", "17:1"}
+		if !slices.Equal(told, want) {
+			t.Errorf("probe:streak told are %v, want %v", told, want)
 		}
 	})
 }
@@ -138,12 +141,15 @@ func TestStartPeriod(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				begin := time.Now()
-				sick := time.Duration(0)
-				check := (&workload{}).newHealthCheck(wire.Health{TCP: "x:1", StartPeriod: tt.start}, func(healthy bool, err error) {
-					if healthy || err == nil || sick != 0 {
-						t.Errorf("verdict(%v, %v) after %v", healthy, err, time.Since(begin))
+				sick, told := time.Duration(0), 0
+				check := (&workload{}).newHealthCheck(wire.Health{TCP: "x:1", StartPeriod: tt.start}, func(f finding) {
+					told++
+					if f.err == nil || f.healthy != nil && *f.healthy || f.streak > 0 && time.Since(begin) < tt.start {
+						t.Errorf("found %+v after %v", f, time.Since(begin))
 					}
-					sick = time.Since(begin)
+					if f.healthy != nil && sick == 0 {
+						sick = time.Since(begin)
+					}
 				})
 				check.ask = func(context.Context) error {
 					if tt.up == 0 || time.Since(begin) < tt.up {
@@ -158,6 +164,9 @@ func TestStartPeriod(t *testing.T) {
 				}
 				if off := sick - tt.sick; off < 0 || off > time.Second {
 					t.Errorf("unhealthy after %v, want %v", sick, tt.sick)
+				}
+				if most := int(time.Since(begin) / wire.DefaultHealthInterval); told < most/2 || told > most {
+					t.Errorf("told %d times in %v, want once in %v at most", told, time.Since(begin), wire.DefaultHealthInterval)
 				}
 			})
 		})

@@ -29,12 +29,19 @@ func (w *workload) newExecProbe(h wire.Health) probe {
 	if timeout == 0 {
 		timeout = execTimeout
 	}
+	var left *leftover
 	return func(ctx context.Context) error {
+		// One at a time, also where the kernel cannot end one.
+		if err := left.gone(); err != nil {
+			return err
+		}
+		left = nil
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		var said tail
 		ws, err := w.runBeside(ctx, h.Exec, &said)
 		switch {
+		case errors.As(err, &left):
 		case err != nil:
 		case ws.Signaled() && ctx.Err() != nil:
 			err = fmt.Errorf("%q took longer than %s", h.Exec[0], timeout)
@@ -95,7 +102,29 @@ func (w *workload) runBeside(ctx context.Context, args []string, output io.Write
 	case ws := <-exited:
 		return ws, nil
 	case <-t.C:
-		return 0, fmt.Errorf("%q cannot be killed", args[0])
+		return 0, &leftover{name: args[0], exited: exited}
+	}
+}
+
+// leftover is the error of a command that was killed and is still there: it is
+// stuck in the kernel.
+type leftover struct {
+	name   string
+	exited <-chan syscall.WaitStatus
+}
+
+func (l *leftover) Error() string { return fmt.Sprintf("%q cannot be killed", l.name) }
+
+// gone returns l until the command has ended, and nil then.
+func (l *leftover) gone() error {
+	if l == nil {
+		return nil
+	}
+	select {
+	case <-l.exited:
+		return nil
+	default:
+		return l
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http/httputil"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -198,7 +199,7 @@ func (k *kestrel) life(ctx context.Context) error {
 	if err != nil {
 		k.log.Error("fatal", keyErr, err)
 		k.status.finish(func(s *wire.Status) {
-			s.Workload, s.PID, s.Healthy, s.Error = wire.WorkloadFailed, 0, nil, err.Error()
+			s.Workload, s.PID, s.Healthy, s.Failure, s.Error = wire.WorkloadFailed, 0, nil, nil, err.Error()
 			var start *startError
 			if errors.As(err, &start) {
 				s.Exit = &wire.WorkloadExit{Code: start.code, Time: time.Now()}
@@ -427,7 +428,7 @@ func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
 	health := k.boot.Workload.Health
 	switch base := k.boot.Workload.BaseURL; {
 	case health != nil:
-		check = w.newHealthCheck(*health, k.verdict)
+		check = w.newHealthCheck(*health, k.found)
 	case base != "":
 		var err error
 		if check.ask, err = newAcceptProbe(base); err != nil {
@@ -447,7 +448,7 @@ func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
 			k.status.update(func(*wire.Status) {})
 			return
 		}
-		k.verdict(true, nil)
+		k.found(succeeded())
 		check.watch(ctx)
 	}
 	return func(ctx context.Context) {
@@ -457,14 +458,21 @@ func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
 	}, nil
 }
 
-// verdict notes whether the workload is healthy, and says why not.
-func (k *kestrel) verdict(healthy bool, err error) {
-	if err != nil {
-		k.log.Warn("the workload is unhealthy", keyErr, err)
+// found notes how the workload is.
+func (k *kestrel) found(f finding) {
+	var failure *wire.ProbeFailure
+	if f.err != nil {
+		output := f.err.Error()
+		output = strings.ToValidUTF8(output[:min(len(output), wire.MaxProbeOutput)], "?")
+		failure = &wire.ProbeFailure{Streak: f.streak, Output: output, Time: time.Now()}
+	}
+	sick := func(healthy *bool) bool { return healthy != nil && !*healthy }
+	if sick(f.healthy) && !sick(k.status.get().Healthy) {
+		k.log.Warn("the workload is unhealthy", keyErr, f.err)
 	}
 	k.status.update(func(s *wire.Status) {
 		if s.Epoch == k.probed.Load() { // else it was found out before the restore
-			s.Healthy = &healthy
+			s.Healthy, s.Failure = f.healthy, failure
 		}
 	})
 }

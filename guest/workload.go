@@ -123,7 +123,7 @@ func (w *workload) start(again bool) (*running, error) {
 		r.copies.Go(func() { capture(io.err, wire.Stderr, w.ring, io.tty, w.hub.sink(stdio.Stderr)) })
 	}
 	w.status.update(func(s *wire.Status) {
-		s.Workload, s.PID, s.Healthy = wire.WorkloadRunning, r.pid, nil
+		s.Workload, s.PID, s.Healthy, s.Failure = wire.WorkloadRunning, r.pid, nil, nil
 		if again {
 			s.Restarts++
 		}
@@ -144,7 +144,7 @@ func (w *workload) supervise(ctx context.Context, r *running) func(*wire.Status)
 		exit := w.wait(ctx, r)
 		w.log.Info("workload exited", keyExit, exit.Code, keySignal, exit.Signal)
 		over := func(s *wire.Status) {
-			s.Workload, s.PID, s.Exit, s.Healthy = wire.WorkloadExited, 0, &exit, nil
+			s.Workload, s.PID, s.Exit, s.Healthy, s.Failure = wire.WorkloadExited, 0, &exit, nil, nil
 		}
 		again := w.cfg.Restart == wire.RestartAlways || w.cfg.Restart == wire.RestartOnFailure && exit.Code != 0
 		if !again || ctx.Err() != nil {

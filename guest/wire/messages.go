@@ -66,6 +66,9 @@ type Status struct {
 	Error string `json:"error,omitempty"`
 	// Healthy is nil before the first verdict and without a health check.
 	Healthy *bool `json:"healthy,omitempty"`
+	// Failure is the latest probe, if that failed; nil after one that succeeded.
+	// Probes that fail while the workload comes up are told of once in an interval.
+	Failure *ProbeFailure `json:"failure,omitempty"`
 	// Timeline repeats Hello.Timeline and grows while the workload comes up
 	// ("workload", "ready").
 	Timeline []Step `json:"timeline"`
@@ -75,6 +78,20 @@ type Status struct {
 	// is of a guest that does not know yet that it was restored.
 	Epoch uint64 `json:"epoch,omitempty"`
 }
+
+// ProbeFailure is a probe of a health check that failed.
+type ProbeFailure struct {
+	// Streak is how many have failed in a row, of those that count: none in the
+	// start period, and before the first success one in an interval.
+	Streak int `json:"streak"`
+	// Output says why, and what the command or the server said, in at most
+	// MaxProbeOutput bytes of UTF-8.
+	Output string    `json:"output"`
+	Time   time.Time `json:"time"`
+}
+
+// MaxProbeOutput bounds ProbeFailure.Output, in bytes.
+const MaxProbeOutput = 1024
 
 // WorkloadExit is how the workload ended: Code, or Signal when a signal did it.
 type WorkloadExit struct {
