@@ -94,7 +94,7 @@ func TestVMFromImage(t *testing.T) {
 	if want := []api.Port{{HostPort: api.FirstHostPort, Port: 80, Protocol: "tcp"}, {HostPort: 8443, Port: 443, Protocol: "tcp"}}; !slices.Equal(vm.Ports, want) {
 		t.Errorf("ports %+v, want %+v", vm.Ports, want)
 	}
-	vm = d.must(vm.Name, api.WaitHealthy)
+	vm = d.must(vm.Name, api.WaitRunning)
 
 	upper := "data/vms/" + vm.ID + "/upper.img"
 	want := []string{"volant-config ro run/vms/" + vm.ID + "/1/config.img", "volant-root ro " + w.blob(img.Disk), "volant-upper rw " + upper}
@@ -166,7 +166,7 @@ func TestRootModes(t *testing.T) {
 		"fixed":  {api.Root{Mode: api.RootReadOnly}, wire.RootConfig{Upper: wire.UpperReadOnly}, []string{"volant-vol-0"}},
 	} {
 		vm := d.createFrom(api.VMCreate{Name: name, Image: "nginx", Root: &c.root})
-		d.must(name, api.WaitHealthy)
+		d.must(name, api.WaitRunning)
 		if got := w.guest(vm.ID).cfg.Root; got == nil || *got != c.want {
 			t.Errorf("%s: root %+v, want %+v", name, got, c.want)
 		}
@@ -207,7 +207,7 @@ func TestPluginRootfs(t *testing.T) {
 		t.Fatal(err)
 	}
 	vm := d.create("a", "disk")
-	vm = d.must("a", api.WaitHealthy)
+	vm = d.must("a", api.WaitRunning)
 	if vm.Kernel != "generic" {
 		t.Errorf("it boots %s, want the default kernel while there is no other", vm.Kernel)
 	}
@@ -226,7 +226,7 @@ func TestPluginRootfs(t *testing.T) {
 		"rooted": {"disk", "", "volant"}, "told": {"disk", "generic", "generic"}, "appliance": {"serve", "", "generic"},
 	} {
 		d.createFrom(api.VMCreate{Name: name, Plugin: c.plugin, Kernel: c.kernel})
-		if vm := d.must(name, api.WaitHealthy); vm.Kernel != c.want {
+		if vm := d.must(name, api.WaitRunning); vm.Kernel != c.want {
 			t.Errorf("%s boots %s, want %s", name, vm.Kernel, c.want)
 		}
 	}
@@ -246,7 +246,7 @@ func TestRootIsVerified(t *testing.T) {
 	img := d.pullOf("nginx")
 	path := d.blobPath(img.Disk)
 	d.createFrom(api.VMCreate{Name: "a", Image: "nginx"})
-	d.must("a", api.WaitHealthy)
+	d.must("a", api.WaitRunning)
 	if ok, err := d.disks.known(d.blobRef(img.Disk)); !ok || err != nil {
 		t.Errorf("after a boot the disk is verified: %v, %v; want true", ok, err)
 	}
@@ -266,7 +266,7 @@ func TestRootIsVerified(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.createFrom(api.VMCreate{Name: "b", Image: "nginx"})
-	if vm, err := d.wait("b", api.WaitHealthy); api.CodeOf(err) != api.CodeConflict || vm.Status != api.VMFailed || !strings.Contains(vm.Reason, "damaged") {
+	if vm, err := d.wait("b", api.WaitRunning); api.CodeOf(err) != api.CodeConflict || vm.Status != api.VMFailed || !strings.Contains(vm.Reason, "damaged") {
 		t.Errorf("boot from a damaged disk: %s, %q, %v", vm.Status, vm.Reason, err)
 	}
 	if err := os.Remove(path); err != nil {
@@ -275,7 +275,7 @@ func TestRootIsVerified(t *testing.T) {
 	if _, err := d.StartVM(ctx, "b"); err != nil {
 		t.Fatal(err)
 	}
-	if vm, err := d.wait("b", api.WaitHealthy); api.CodeOf(err) != api.CodeConflict || !strings.Contains(vm.Reason, "missing") {
+	if vm, err := d.wait("b", api.WaitRunning); api.CodeOf(err) != api.CodeConflict || !strings.Contains(vm.Reason, "missing") {
 		t.Errorf("boot from a missing disk: %s, %q, %v", vm.Status, vm.Reason, err)
 	}
 	if err := os.WriteFile(path, good, 0o600); err != nil {
@@ -284,7 +284,7 @@ func TestRootIsVerified(t *testing.T) {
 	if _, err := d.StartVM(ctx, "b"); err != nil {
 		t.Fatal(err)
 	}
-	d.must("b", api.WaitHealthy)
+	d.must("b", api.WaitRunning)
 	w.checkWorld(d.settle())
 }
 
@@ -306,7 +306,7 @@ func TestInitramfsImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	vm := d.createFrom(api.VMCreate{Name: "a", Image: "nginx", Form: api.FormInitramfs})
-	d.must("a", api.WaitHealthy)
+	d.must("a", api.WaitRunning)
 	spec := w.hv.Machine(vm.ID).Spec()
 	if !slices.Contains(spec.Cmdline, "rdinit=/.volant/init") || len(spec.Disks) != 1 {
 		t.Errorf("command line %q, disks %v", spec.Cmdline, spec.Disks)
@@ -396,7 +396,7 @@ func TestTooManyDisksAtStart(t *testing.T) {
 	d.create("a", "disk")
 	d.stop()
 	d = w.start(options{})
-	if vm, err := d.wait("a", api.WaitHealthy); api.CodeOf(err) != api.CodeConflict || vm.Status != api.VMFailed || !strings.Contains(vm.Reason, "at most 2") {
+	if vm, err := d.wait("a", api.WaitRunning); api.CodeOf(err) != api.CodeConflict || vm.Status != api.VMFailed || !strings.Contains(vm.Reason, "at most 2") {
 		t.Errorf("started with too many disks: %s, %q, %v", vm.Status, vm.Reason, err)
 	}
 	w.checkWorld(d.settle())
@@ -411,7 +411,7 @@ func TestDiskFullAtStart(t *testing.T) {
 	d.stop()
 	d = w.start(options{config: func(c *Config) { c.MinFree = 1 << 62 }})
 	d.createFrom(api.VMCreate{Name: "a", Image: "nginx"})
-	if vm, err := d.wait("a", api.WaitHealthy); api.CodeOf(err) != api.CodeConflict || !strings.Contains(vm.Reason, "stay free") {
+	if vm, err := d.wait("a", api.WaitRunning); api.CodeOf(err) != api.CodeConflict || !strings.Contains(vm.Reason, "stay free") {
 		t.Errorf("start on a full disk: %s, %q, %v", vm.Status, vm.Reason, err)
 	}
 	if _, err := d.CreateVolume(ctx, api.VolumeCreate{Name: "data"}); api.CodeOf(err) != api.CodeExhausted {
@@ -449,7 +449,7 @@ func TestAutoRemove(t *testing.T) {
 		}
 	}
 	vm := d.createFrom(api.VMCreate{Name: "stopped", Plugin: "serve", AutoRemove: true})
-	d.must("stopped", api.WaitHealthy)
+	d.must("stopped", api.WaitRunning)
 	if _, err := d.RestartVM(ctx, "stopped", api.VMStop{}); err != nil {
 		t.Fatal(err)
 	}

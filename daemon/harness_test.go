@@ -558,7 +558,10 @@ func (g *fakeGuest) run(args []string) {
 		g.end()
 		return
 	case "/sick":
-		g.set(func(s *wire.Status) { s.Workload, s.PID, s.Healthy = wire.WorkloadRunning, 7, &no })
+		g.set(func(s *wire.Status) {
+			s.Workload, s.PID, s.Healthy = wire.WorkloadRunning, 7, &no
+			s.Failure = &wire.ProbeFailure{Streak: 3, Output: "status 503"}
+		})
 		return
 	}
 	g.set(func(s *wire.Status) { s.Workload, s.PID = wire.WorkloadRunning, 7 })
@@ -872,7 +875,7 @@ func (in *instance) quiet() ([]row.VM, bool) {
 		in.w.t.Fatal(err)
 	}
 	for _, vm := range vms {
-		up := vm.Desired == api.DesiredRunning && vm.Status == api.VMRunning && !vm.Replaced() && !vm.WantPaused && vm.AgentUp && vm.Healthy
+		up := vm.Desired == api.DesiredRunning && vm.Status == api.VMRunning && !vm.Replaced() && !vm.WantPaused && vm.AgentUp && (vm.Healthy || !vm.HealthCheck)
 		still := vm.Status == api.VMPaused && isPaused(&vm)
 		if !vm.Settled() && !up && !still {
 			return vms, false

@@ -556,7 +556,7 @@ func TestRemoveImage(t *testing.T) {
 	img := d.pullOf("nginx")
 	d.pullOf("nginx:latest-alias")
 	d.createFrom(api.VMCreate{Name: "web", Image: "nginx"})
-	d.must("web", api.WaitHealthy)
+	d.must("web", api.WaitRunning)
 
 	remove := func(name string, force bool, code api.Code, text string) api.ImageRemoved {
 		t.Helper()

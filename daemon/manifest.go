@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"maps"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -132,46 +131,11 @@ func workloadConfig(vm *row.VM, m *api.Manifest) wire.WorkloadConfig {
 	return out
 }
 
-// probed reports whether anybody asks how a workload is.
-func probed(m *api.Manifest) bool { return agentKind(m) != api.AgentNone && healthConfig(m) != nil }
-
 func restartPolicy(m *api.Manifest) wire.RestartPolicy {
 	if m.Restart == nil {
 		return wire.RestartNever
 	}
 	return wire.RestartPolicy(m.Restart.Policy)
-}
-
-// healthConfig is the manifest's check or, for a workload that says where it
-// serves, whether a connection opens there; nil when there is nothing to ask.
-func healthConfig(m *api.Manifest) *wire.Health {
-	w, h := m.Workload, m.HealthCheck
-	if h == nil {
-		if w == nil || w.BaseURL == "" {
-			return nil
-		}
-		return &wire.Health{TCP: hostPort(w.BaseURL)}
-	}
-	out := &wire.Health{
-		TCP: h.TCP, Exec: h.Exec, Retries: h.Retries, StartPeriod: time.Duration(h.StartPeriodMS) * time.Millisecond,
-		Timeout: time.Duration(h.TimeoutMS) * time.Millisecond, Interval: time.Duration(h.IntervalMS) * time.Millisecond,
-	}
-	if h.Endpoint != "" {
-		out.HTTP = strings.TrimSuffix(w.BaseURL, "/") + h.Endpoint
-	}
-	return out
-}
-
-// hostPort is the address that an http URL names. The manifest was validated.
-func hostPort(base string) string {
-	u, err := url.Parse(base)
-	if err != nil {
-		return ""
-	}
-	if u.Port() == "" {
-		return u.Host + ":80"
-	}
-	return u.Host
 }
 
 // kernelParameters splits what a user adds to the kernel command line and

@@ -125,7 +125,7 @@ func TestHostReboot(t *testing.T) {
 	}
 }
 
-func mustVM(t *testing.T, d *instance, name string) row.VM {
+func mustVM(t testing.TB, d *instance, name string) row.VM {
 	t.Helper()
 	vm, err := d.db.VM(context.Background(), name)
 	if err != nil {

@@ -53,7 +53,7 @@ func (w *worker) start(ctx context.Context, vm *row.VM) error {
 		}
 		vm.Incarnation++
 		vm.BootID, vm.Record, vm.PID, vm.Exit, vm.StartedAt = w.d.cfg.BootID, nil, 0, nil, nil
-		vm.AgentUp, vm.Healthy, vm.Hypervisor, vm.Accel, vm.Initramfs = false, false, "", "", ""
+		vm.AgentUp, vm.Hypervisor, vm.Accel, vm.Initramfs = false, "", "", ""
 		return []api.Event{ev}, nil
 	})
 	intent(err)
@@ -507,19 +507,7 @@ func applyStatus(vm *row.VM, r report) []api.Event {
 	if e := r.status.Exit; e != nil {
 		vm.Exit = &api.VMExit{Code: e.Code, Signal: clip(e.Signal, 32), OOMKilled: e.OOMKilled, Time: e.Time.UTC()}
 	}
-	healthy := r.status.Healthy != nil && *r.status.Healthy
-	if healthy == vm.Healthy {
-		return nil
-	}
-	vm.Healthy = healthy
-	switch {
-	case healthy:
-		return []api.Event{{Type: api.EventVMHealthy}}
-	case r.status.Workload == wire.WorkloadRunning:
-		return []api.Event{{Type: api.EventVMUnhealthy}}
-	}
-	// Not running is told by other events.
-	return nil
+	return setHealth(vm, healthOf(vm, &r.status))
 }
 
 // saveTimeline keeps the timeline for later; it is a record of measurements,

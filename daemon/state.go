@@ -80,7 +80,10 @@ func enter(vm *row.VM, to api.VMState, reason string) (api.Event, error) {
 		vm.WantPaused = false
 	}
 	if vm.Ended() {
-		vm.PID, vm.Record, vm.AgentUp, vm.Healthy, vm.Initramfs = 0, nil, false, false, ""
+		vm.PID, vm.Record, vm.AgentUp, vm.Initramfs = 0, nil, false, ""
+	}
+	if vm.Ended() || to == api.VMStarting {
+		resetHealth(vm)
 	}
 	return ev, nil
 }

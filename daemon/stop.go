@@ -31,8 +31,13 @@ func (w *worker) supervise(ctx context.Context, vm *row.VM) error {
 		if final(r) {
 			return w.finish(ctx, vm)
 		}
+		news, later := m.news, (<-chan time.Time)(nil)
+		if d := w.reports.spend(time.Now(), 1); d > 0 {
+			news, later = nil, time.After(d)
+		}
 		select {
-		case <-m.news:
+		case <-news:
+		case <-later:
 		case <-m.exited:
 			return w.over(ctx, vm, m.exit)
 		case <-m.lost:

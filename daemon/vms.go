@@ -153,6 +153,7 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	if req.Stopped {
 		vm.Status, vm.Desired = api.VMStopped, api.DesiredStopped
 	}
+	resetHealth(&vm)
 	out := row.NewVM{VM: vm, NamePrefix: from.prefix, Manifest: m, Blobs: manifestBlobs(&m)}
 	if out.VM.Ports, out.Publish, err = d.choosePorts(m.Ports, req.Ports, vm.Vsock); err != nil {
 		return row.NewVM{}, err
@@ -549,7 +550,8 @@ func checkStop(how api.VMStop) error {
 
 // WaitVM returns when the VM has become what, and fails with conflict and the
 // reason when it can no longer become so by itself, with timeout when ctx ends
-// first. A VM without a health check is healthy when it runs. Waiting for the
+// first. Health is not waited for any longer when a VM becomes unhealthy, and for
+// one without a health check not at all (invalid). Waiting for the
 // deletion of a VM that is not there succeeds at once; waiting for the end of
 // one that was removed because it had ended returns how it ended, for a while.
 func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.VM, error) {
@@ -568,15 +570,6 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 	if err != nil {
 		return api.VM{}, err
 	}
-	asked := true
-	if what == api.WaitHealthy {
-		m, err := d.store.Manifest(ctx, vm.Manifest)
-		if err != nil {
-			return api.VM{}, d.publicError("wait for VM", err)
-		}
-		asked = probed(&m)
-	}
-
 	sub := d.bus.subscribe(vm.ID)
 	defer d.bus.unsubscribe(sub)
 	for {
@@ -594,7 +587,7 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 			return vm.VM, d.publicError("wait for VM", err)
 		case err == nil:
 			vm = now
-			if done, err := reached(&vm, what, asked); done || err != nil {
+			if done, err := reached(&vm, what); done || err != nil {
 				return vm.VM, err
 			}
 		}
@@ -613,7 +606,7 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 }
 
 // reached says whether vm has become what, or why it will not.
-func reached(vm *row.VM, what api.VMWait, probed bool) (bool, error) {
+func reached(vm *row.VM, what api.VMWait) (bool, error) {
 	never := func() error {
 		if vm.Reason != "" {
 			e := api.Errorf(api.CodeConflict, "VM %s has %s: %s", vm.Name, vm.Status, vm.Reason)
@@ -628,14 +621,19 @@ func reached(vm *row.VM, what api.VMWait, probed bool) (bool, error) {
 	case api.WaitNone:
 		return true, nil
 	case api.WaitRunning, api.WaitHealthy:
-		if vm.Desired != api.DesiredRunning {
-			return false, never()
-		}
-		if isPaused(vm) {
-			return false, api.Errorf(api.CodeConflict, "VM %s is paused and will not be %s", vm.Name, what).WithHint("volar vms resume %s lets it go on", vm.Name)
-		}
 		up := vm.Status == api.VMRunning && !vm.Replaced()
-		return up && (what == api.WaitRunning || !probed || vm.Healthy), nil
+		switch {
+		case what == api.WaitHealthy && !vm.HealthCheck:
+			return false, api.Errorf(api.CodeInvalid, "VM %s has no health check: nothing says when it is healthy", vm.Name).
+				WithHint("wait for it to be running, or create it with a check (--health-cmd)")
+		case vm.Desired != api.DesiredRunning:
+			return false, never()
+		case isPaused(vm):
+			return false, api.Errorf(api.CodeConflict, "VM %s is paused and will not be %s", vm.Name, what).WithHint("volar vms resume %s lets it go on", vm.Name)
+		case up && what == api.WaitHealthy && vm.Health.Status == api.HealthUnhealthy:
+			return false, unhealthy(vm)
+		}
+		return up && (what == api.WaitRunning || vm.Healthy), nil
 	case api.WaitPaused:
 		if vm.Desired != api.DesiredRunning || !vm.WantPaused {
 			return false, never()
@@ -648,6 +646,15 @@ func reached(vm *row.VM, what api.VMWait, probed bool) (bool, error) {
 		return false, api.Errorf(api.CodeConflict, "VM %s is not being deleted", vm.Name)
 	}
 	return false, nil
+}
+
+// unhealthy is the error of a VM that is not healthy, and why.
+func unhealthy(vm *row.VM) error {
+	e := api.Errorf(api.CodeConflict, "VM %s is unhealthy", vm.Name)
+	if vm.Health.Output != "" {
+		e.Message += ": " + vm.Health.Output
+	}
+	return e.WithHint("volar vms logs %s shows what it said", vm.Name)
 }
 
 // keptEnds is how many VMs that removed themselves are remembered: enough for

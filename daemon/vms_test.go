@@ -342,8 +342,11 @@ func TestAgentless(t *testing.T) {
 	m.Initramfs.Agent, m.Workload = api.AgentNone, nil
 	d.equip(m)
 	d.create("bare", "bare")
-	vm := d.must("bare", api.WaitHealthy) // no check: it runs, so it is
-	if vm.Status != api.VMRunning || vm.AgentUp || vm.Healthy {
+	vm := d.must("bare", api.WaitRunning)
+	if _, err := d.wait("bare", api.WaitHealthy); api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), "no health check") {
+		t.Errorf("waiting for the health of one without a check = %v, want invalid", err)
+	}
+	if vm.Status != api.VMRunning || vm.AgentUp || vm.Healthy || vm.Health.Status != api.HealthNone {
 		t.Errorf("VM without an agent: %+v", vm)
 	}
 	spec := w.hv.Machine(vm.ID).Spec()
@@ -780,37 +783,6 @@ func TestWorkloadProxy(t *testing.T) {
 	}
 	if _, err := d.VMWorkload(ctx, "web"); api.CodeOf(err) != api.CodeConflict {
 		t.Errorf("VMWorkload of a crashed VM = %v, want conflict", err)
-	}
-}
-
-func TestUnhealthy(t *testing.T) {
-	w := newWorld(t)
-	d := w.start(options{})
-	d.equip(d.manifest("sick"))
-	vm := d.create("web", "sick")
-	d.must("web", api.WaitRunning)
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := d.WaitVM(ctx, "web", api.WaitHealthy); api.CodeOf(err) != api.CodeTimeout {
-		t.Errorf("waiting for a sick VM = %v, want timeout", err)
-	}
-	yes, no := true, false
-	g := w.guest(vm.ID)
-	g.set(func(s *wire.Status) { s.Healthy = &yes })
-	d.must("web", api.WaitHealthy)
-	g.set(func(s *wire.Status) { s.Healthy = &no })
-	var types []api.EventType
-	ctx, cancel = context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	err := d.Events(ctx, api.EventFilter{VM: "web", Types: []api.EventType{api.EventVMHealthy, api.EventVMUnhealthy}}, true, func(ev api.Event) error {
-		types = append(types, ev.Type)
-		if len(types) == 2 {
-			return io.EOF
-		}
-		return nil
-	})
-	if err != io.EOF || !slices.Equal(types, []api.EventType{api.EventVMHealthy, api.EventVMUnhealthy}) {
-		t.Errorf("events = %v, %v", types, err)
 	}
 }
 

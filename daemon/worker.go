@@ -29,7 +29,16 @@ type worker struct {
 	live     *machine
 	agent    atomic.Pointer[agent]
 	timeline atomic.Pointer[timeline]
+	reports  pacer // of what the guest has to tell; only the worker's goroutine uses it
 }
+
+// A guest may report what it likes, as often as it likes, but each report may
+// cost a transaction and an event: in the long run so many a second are looked
+// at, the newest each time. A boot has some ten.
+const (
+	reportRate  = 5
+	reportBurst = 50
+)
 
 // errIdle is returned by a step that found nothing to do.
 var errIdle = errors.New("nothing to do")
@@ -53,7 +62,7 @@ func (d *Daemon) kick(id string) {
 	if d.base == nil {
 		return
 	}
-	w := &worker{d: d, id: id, log: d.log.With(keyVM, id), wake: make(chan struct{}, 1)}
+	w := &worker{d: d, id: id, log: d.log.With(keyVM, id), wake: make(chan struct{}, 1), reports: pacer{rate: reportRate, burst: reportBurst}}
 	d.workers[id] = w
 	ctx := d.base
 	d.wg.Go(func() { w.run(ctx) })

@@ -597,7 +597,7 @@ func TestMigrateImages(t *testing.T) {
 	started := time.Unix(0, 14).UTC()
 	want := row.VM{
 		VM: api.VM{
-			ID: "a", Name: "web", Plugin: "hello", Runtime: "hello", Status: api.VMRunning, Desired: api.DesiredRunning, AgentUp: true, Healthy: true,
+			ID: "a", Name: "web", Plugin: "hello", Runtime: "hello", Status: api.VMRunning, Desired: api.DesiredRunning, AgentUp: true, Healthy: true, Health: api.VMHealth{Status: api.HealthHealthy},
 			IPAddress: "10.0.0.2", MACAddress: "02:00:00:00:00:01", VsockCID: 7, CPUCores: 2, MemoryMB: 256, KernelCmdline: "quiet", Kernel: "generic",
 			Hypervisor: "qemu", Accel: "tcg", PID: 99, Incarnation: 3, Labels: map[string]string{"tier": "web"},
 			CreatedAt: time.Unix(0, 11).UTC(), UpdatedAt: time.Unix(0, 12).UTC(), StartedAt: &started,

@@ -47,6 +47,7 @@ type details struct {
 	Stdin  bool              `json:"stdin,omitempty"`
 	Attach bool              `json:"attach,omitempty"`
 	Probed bool              `json:"probed,omitempty"` // HealthCheck
+	Health *api.VMHealth     `json:"health,omitempty"`
 	Exit   *api.VMExit       `json:"exit,omitempty"`
 	Stop   api.VMStop        `json:"stop"`
 	Paused bool              `json:"paused,omitempty"` // WantPaused
@@ -55,7 +56,8 @@ type details struct {
 
 func vmValues(v *row.VM) ([]any, error) {
 	d, err := json.Marshal(details{
-		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Record: v.Record,
+		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Health: &v.Health,
+		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Record: v.Record,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode VM %s: %w", v.ID, err)
@@ -103,6 +105,14 @@ func scanVM(sc scanner) (row.VM, error) {
 	}
 	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
 	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck, v.WantPaused = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed, d.Paused
+	switch {
+	case d.Health != nil:
+		v.Health = *d.Health
+	case v.Healthy: // of an earlier version, which knew no more
+		v.Health.Status = api.HealthHealthy
+	default:
+		v.Health.Status = api.HealthNone
+	}
 	v.Plugin, v.ImageID, v.MACAddress, v.VsockCID = plugin.String, image.String, mac.String, uint32(cid)
 	v.CreatedAt, v.UpdatedAt, v.AcceptedAt = fromNanos(created), fromNanos(updated), fromNanos(accepted)
 	if started != 0 {

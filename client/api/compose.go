@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"maps"
 	"path"
 	"slices"
@@ -93,20 +94,20 @@ func imageHealth(h *ImageHealthcheck) (*HealthCheck, error) {
 	if h.Interval < 0 || h.Timeout < 0 || h.StartPeriod < 0 || h.Retries < 0 {
 		return nil, fieldErr("config.Healthcheck", "has a negative number")
 	}
-	out.IntervalMS = milliseconds(orElse(h.Interval, defaultCheckInterval))
-	out.TimeoutMS = milliseconds(orElse(h.Timeout, defaultCheckTimeout))
-	out.StartPeriodMS = milliseconds(h.StartPeriod)
-	if out.Retries == 0 {
-		out.Retries = defaultCheckRetries
-	}
-	return out, nil
+	out.IntervalMS, out.TimeoutMS, out.StartPeriodMS = milliseconds(h.Interval), milliseconds(h.Timeout), milliseconds(h.StartPeriod)
+	return out.asDocker(), nil
 }
 
-func orElse(d, def time.Duration) time.Duration {
-	if d == 0 {
-		return def
+// asDocker fills in Docker's defaults for a check of a kind that Docker has.
+func (h *HealthCheck) asDocker() *HealthCheck {
+	if h == nil || len(h.Exec) == 0 {
+		return h
 	}
-	return d
+	out := *h
+	out.IntervalMS = cmp.Or(out.IntervalMS, milliseconds(defaultCheckInterval))
+	out.TimeoutMS = cmp.Or(out.TimeoutMS, milliseconds(defaultCheckTimeout))
+	out.Retries = cmp.Or(out.Retries, defaultCheckRetries)
+	return &out
 }
 
 // milliseconds rounds up: what is short is not none.
@@ -150,6 +151,7 @@ func imagePorts(exposed []string) ([]Port, error) {
 // all of the manifest's Entrypoint is Docker's Entrypoint.
 //
 //   - An Entrypoint replaces both, a Command only the command.
+//   - Of a HealthCheck, what to ask and each number replace those that there are.
 //   - Volumes, Tmpfs are added, except that one for a target that the manifest
 //     mounts too takes its place.
 //   - With a read-only root, what the image declares as its volumes stays
@@ -181,6 +183,14 @@ func Compose(m Manifest, image *ImageConfig, req VMCreate) (Manifest, error) {
 	if req.Root != nil {
 		r := *req.Root
 		m.Root = &r
+	}
+	baseURL := ""
+	if m.Workload != nil {
+		baseURL = m.Workload.BaseURL
+	}
+	m.HealthCheck = composeHealth(m.HealthCheck, baseURL, req.HealthCheck)
+	if image != nil {
+		m.HealthCheck = m.HealthCheck.asDocker()
 	}
 	if req.Restart != nil {
 		r := *req.Restart

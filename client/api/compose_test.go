@@ -242,3 +242,54 @@ func TestImageName(t *testing.T) {
 		}
 	}
 }
+
+func TestComposeHealth(t *testing.T) {
+	image := ImageConfig{Cmd: []string{"/e"}, Healthcheck: &ImageHealthcheck{Test: []string{"CMD", "/check"}, Interval: 5 * time.Second, Retries: 7}}
+	served := imageBase(t, ImageConfig{Cmd: []string{"/e"}})
+	served.Workload.BaseURL = "http://127.0.0.1"
+	off := served
+	off.HealthCheck = &HealthCheck{Disable: true}
+	own := &HealthCheck{Exec: []string{"/check"}, IntervalMS: 5000, TimeoutMS: 30_000, Retries: 7}
+	implied := &HealthCheck{TCP: "127.0.0.1:80"}
+	for name, c := range map[string]struct {
+		base Manifest
+		over *HealthCheck
+		want *HealthCheck // of Check
+		err  string
+	}{
+		"as it is":              {imageBase(t, image), nil, own, ""},
+		"numbers":               {imageBase(t, image), &HealthCheck{IntervalMS: 1, StartPeriodMS: 2}, &HealthCheck{Exec: own.Exec, IntervalMS: 1, TimeoutMS: 30_000, Retries: 7, StartPeriodMS: 2}, ""},
+		"another question":      {imageBase(t, image), &HealthCheck{TCP: "127.0.0.1:1"}, &HealthCheck{TCP: "127.0.0.1:1", IntervalMS: 5000, TimeoutMS: 30_000, Retries: 7}, ""},
+		"none":                  {imageBase(t, image), &HealthCheck{Disable: true}, nil, ""},
+		"implied":               {served, nil, implied, ""},
+		"implied, numbers":      {served, &HealthCheck{Retries: 1}, &HealthCheck{TCP: "127.0.0.1:80", Retries: 1}, ""},
+		"a first one":           {imageBase(t, ImageConfig{Cmd: []string{"/e"}}), &HealthCheck{Exec: []string{"/c"}, TimeoutMS: 9}, &HealthCheck{Exec: []string{"/c"}, IntervalMS: 30_000, TimeoutMS: 9, Retries: 3}, ""},
+		"none of the implied":   {served, &HealthCheck{Disable: true}, nil, ""},
+		"switched off":          {off, nil, nil, ""},
+		"switched on again":     {off, &HealthCheck{Endpoint: "/up"}, &HealthCheck{Endpoint: "/up"}, ""},
+		"numbers of nothing":    {imageBase(t, ImageConfig{Cmd: []string{"/e"}}), &HealthCheck{Retries: 1}, nil, "health_check: has none of"},
+		"a path without a base": {imageBase(t, image), &HealthCheck{Endpoint: "/up"}, nil, "health_check.endpoint: needs workload.base_url"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, err := Compose(c.base, &image, VMCreate{HealthCheck: c.over})
+			if c.err != "" {
+				if CodeOf(err) != CodeInvalid || !strings.Contains(err.Error(), c.err) {
+					t.Fatalf("Compose = %v, want invalid with %q", err, c.err)
+				}
+				return
+			}
+			if got := m.Check(); err != nil || !reflect.DeepEqual(got, c.want) {
+				t.Errorf("check is %+v, %v, want %+v", got, err, c.want)
+			}
+		})
+	}
+	for _, req := range []VMCreate{
+		{HealthCheck: &HealthCheck{Retries: -1}}, {HealthCheck: &HealthCheck{Retries: maxHealthRetries + 1}}, {HealthCheck: &HealthCheck{TimeoutMS: maxHealthMS + 1}},
+		{HealthCheck: &HealthCheck{TCP: "80"}}, {HealthCheck: &HealthCheck{Exec: []string{""}}}, {HealthCheck: &HealthCheck{Exec: []string{"a\x00"}}},
+		{HealthCheck: &HealthCheck{Disable: true, Retries: 1}}, {HealthCheck: &HealthCheck{TCP: "a:1", Endpoint: "/"}},
+	} {
+		if err := req.Validate(); CodeOf(err) != CodeInvalid || !strings.HasPrefix(err.Error(), "health_check") {
+			t.Errorf("Validate(%+v) = %v, want invalid", *req.HealthCheck, err)
+		}
+	}
+}

@@ -14,7 +14,7 @@ import (
 func TestEnumsComplete(t *testing.T) {
 	declared := map[string][]string{}
 	fset := token.NewFileSet()
-	for _, file := range []string{"event.go", "vm.go", "log.go"} {
+	for _, file := range []string{"event.go", "vm.go", "log.go", "health.go"} {
 		f, err := parser.ParseFile(fset, file, nil, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -44,6 +44,13 @@ func TestEnumsComplete(t *testing.T) {
 	}
 	if !slices.Equal(logs, declared["LogName"]) {
 		t.Errorf("LogNames() = %q, declared are %q", logs, declared["LogName"])
+	}
+	var healths []string
+	for _, h := range HealthStatuses() {
+		healths = append(healths, string(h))
+	}
+	if !slices.Equal(healths, declared["HealthStatus"]) {
+		t.Errorf("HealthStatuses() = %q, declared are %q", healths, declared["HealthStatus"])
 	}
 	for _, s := range VMStates() {
 		states = append(states, string(s))

@@ -117,19 +117,6 @@ type Workload struct {
 	Stdin       bool              `json:"stdin,omitempty"`           // its standard input stays open for clients that attach; else it is /dev/null
 }
 
-// HealthCheck is how the workload shows that it works.
-type HealthCheck struct {
-	Endpoint string `json:"endpoint,omitempty"` // path below BaseURL, for HTTP
-	TCP      string `json:"tcp,omitempty"`      // host:port, for anything else
-	// Exec is a command in the guest; healthy when it exits with status 0.
-	Exec       []string `json:"exec,omitempty"`
-	TimeoutMS  int      `json:"timeout_ms,omitempty"`
-	IntervalMS int      `json:"interval_ms,omitempty"`
-	Retries    int      `json:"retries,omitempty"`
-	// StartPeriodMS is how long failures do not count after the start.
-	StartPeriodMS int `json:"start_period_ms,omitempty"`
-}
-
 // Restart says when an exited workload is started again inside the guest.
 type Restart struct {
 	Policy string `json:"policy"` // "never" (default), "on-failure", "always"
@@ -351,33 +338,13 @@ func ValidateEnv(field string, env map[string]string) error {
 }
 
 func (m *Manifest) validateRest() error {
-	if h := m.HealthCheck; h != nil {
-		ways := 0
-		for _, given := range []bool{h.Endpoint != "", h.TCP != "", len(h.Exec) > 0} {
-			if given {
-				ways++
-			}
+	if m.HealthCheck != nil {
+		baseURL := ""
+		if m.Workload != nil {
+			baseURL = m.Workload.BaseURL
 		}
-		switch {
-		case ways > 1:
-			return fieldErr("health_check", "has more than one of endpoint, tcp and exec; give one")
-		case ways == 0:
-			return fieldErr("health_check", "has none of endpoint, tcp and exec; give one")
-		case len(h.Exec) > maxListLength:
-			return fieldErr("health_check.exec", "has %d elements; at most %d are allowed", len(h.Exec), maxListLength)
-		case len(h.Exec) > 0 && h.Exec[0] == "":
-			return fieldErr("health_check.exec", "names no command")
-		case h.Endpoint != "" && !strings.HasPrefix(h.Endpoint, "/"):
-			return fieldErr("health_check.endpoint", "%q does not begin with /", h.Endpoint)
-		case h.Endpoint != "" && (m.Workload == nil || m.Workload.BaseURL == ""):
-			return fieldErr("health_check.endpoint", "needs workload.base_url")
-		case h.TimeoutMS < 0 || h.IntervalMS < 0 || h.Retries < 0 || h.StartPeriodMS < 0:
-			return fieldErr("health_check", "has a negative number")
-		}
-		for i, a := range h.Exec {
-			if err := checkString(fmt.Sprintf("health_check.exec[%d]", i), a); err != nil {
-				return err
-			}
+		if err := validateHealth("health_check", *m.HealthCheck, baseURL, false); err != nil {
+			return err
 		}
 	}
 	if m.Restart != nil {

@@ -292,6 +292,11 @@ func (r *VMCreate) Validate() error {
 			return err
 		}
 	}
+	if r.HealthCheck != nil {
+		if err := validateHealth("health_check", *r.HealthCheck, "", true); err != nil {
+			return err
+		}
+	}
 	if err := validateMounts(r.Volumes, r.Tmpfs); err != nil {
 		return err
 	}

@@ -49,6 +49,8 @@ type VM struct {
 	// HealthCheck is set for a VM whose workload is probed at all; without it
 	// Healthy says nothing.
 	HealthCheck bool `json:"health_check,omitempty"`
+	// Health says more than Healthy.
+	Health VMHealth `json:"health"`
 	// Exit is the workload's last exit in this incarnation.
 	Exit *VMExit `json:"exit,omitempty"`
 
@@ -123,8 +125,10 @@ type VMCreate struct {
 	Volumes     []VolumeMount `json:"volumes,omitempty"`
 	Tmpfs       []Tmpfs       `json:"tmpfs,omitempty"`
 	Ports       []Port        `json:"ports,omitempty"`
-	Restart     *Restart      `json:"restart,omitempty"`
-	AutoRemove  bool          `json:"auto_remove,omitempty"`
+	// HealthCheck may say only how often to ask, or Disable what there is.
+	HealthCheck *HealthCheck `json:"health_check,omitempty"`
+	Restart     *Restart     `json:"restart,omitempty"`
+	AutoRemove  bool         `json:"auto_remove,omitempty"`
 	// Attach says that the client is about to attach to the workload and wants
 	// all that it writes: the VM's first start waits a while for the client
 	// rather than lose the beginning.

@@ -115,6 +115,8 @@ func (s schemaSet) of(t reflect.Type) object {
 		return object{"type": "string", "format": "date-time"}
 	case reflect.TypeFor[api.VMState]():
 		return object{"type": "string", "enum": api.VMStates()}
+	case reflect.TypeFor[api.HealthStatus]():
+		return object{"type": "string", "enum": api.HealthStatuses()}
 	case reflect.TypeFor[api.VMDesired]():
 		return object{"type": "string", "enum": []api.VMDesired{api.DesiredRunning, api.DesiredStopped, api.DesiredAbsent}}
 	}

@@ -93,7 +93,7 @@ func TestOpenAPISchemas(t *testing.T) {
 		}
 		return resolved.Validate(tree)
 	}
-	if err := check(api.VM{Status: api.VMRunning, Desired: api.DesiredRunning, Exit: &api.VMExit{}, Labels: map[string]string{"a": "b"}}); err != nil {
+	if err := check(api.VM{Status: api.VMRunning, Desired: api.DesiredRunning, Health: api.VMHealth{Status: api.HealthNone}, Exit: &api.VMExit{}, Labels: map[string]string{"a": "b"}}); err != nil {
 		t.Errorf("a VM does not satisfy its schema: %v", err)
 	}
 	if err := check(api.VM{Status: "flying", Desired: api.DesiredRunning}); err == nil {

@@ -217,8 +217,10 @@ func describe(vm api.VM) string {
 		switch {
 		case !vm.AgentUp:
 			s += ", its agent does not answer"
-		case vm.HealthCheck && !vm.Healthy:
-			s += ", not healthy"
+		case vm.Health.Status == api.HealthStarting:
+			s += ", not healthy yet"
+		case vm.Health.Status == api.HealthUnhealthy:
+			s += ", unhealthy"
 		}
 	}
 	if vm.Reason != "" {

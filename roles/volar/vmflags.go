@@ -35,12 +35,13 @@ type vmFlags struct {
 	StopSignal    string   `help:"Signal that asks the workload to end (default: the image's, else SIGTERM)." placeholder:"SIGNAL"`
 	StopTimeout   string   `help:"How long it may take to end then, in seconds or as 1m30s (default: the plugin's, or the daemon's for images)." placeholder:"TIME"`
 	Restart       string   `help:"When an exited workload is started again: no (default), on-failure, or always; unless-stopped is always: a VM that was stopped stays so." placeholder:"POLICY"`
-	Volume        []string `short:"v" help:"NAME:/path[:ro|:nocopy|:size=1g] mounts a volume, which is made if need be; /path alone one that goes with the VM; /folder:/path a read-only copy of a folder of the host; may be repeated." sep:"none" placeholder:"MOUNT"`
-	Tmpfs         []string `help:"File system in memory: PATH[:size=64m,mode=1777]; may be repeated." sep:"none" placeholder:"PATH"`
-	ReadOnly      bool     `help:"Nothing in the root file system can be changed."`
-	Ephemeral     bool     `help:"Changes to the root file system are kept in memory, and lost when the VM stops."`
-	Disk          string   `help:"Size of the disk that takes changes to the root file system: 20g; a plain number is MiB." placeholder:"SIZE"`
-	Label         []string `short:"l" help:"Label; may be repeated." sep:"none" placeholder:"NAME=VALUE"`
+	healthFlags
+	Volume    []string `short:"v" help:"NAME:/path[:ro|:nocopy|:size=1g] mounts a volume, which is made if need be; /path alone one that goes with the VM; /folder:/path a read-only copy of a folder of the host; may be repeated." sep:"none" placeholder:"MOUNT"`
+	Tmpfs     []string `help:"File system in memory: PATH[:size=64m,mode=1777]; may be repeated." sep:"none" placeholder:"PATH"`
+	ReadOnly  bool     `help:"Nothing in the root file system can be changed."`
+	Ephemeral bool     `help:"Changes to the root file system are kept in memory, and lost when the VM stops."`
+	Disk      string   `help:"Size of the disk that takes changes to the root file system: 20g; a plain number is MiB." placeholder:"SIZE"`
+	Label     []string `short:"l" help:"Label; may be repeated." sep:"none" placeholder:"NAME=VALUE"`
 }
 
 // imageFlags say how a VM gets its image.
@@ -83,7 +84,7 @@ func (f *vmFlags) request(c *cli, name string, command []string) (req api.VMCrea
 	if len(command) > 0 {
 		req.Command = &command
 	}
-	for _, step := range []func(*api.VMCreate) error{f.resources, f.network, f.lifecycle, f.root} {
+	for _, step := range []func(*api.VMCreate) error{f.resources, f.network, f.lifecycle, f.health, f.root} {
 		if err := step(&req); err != nil {
 			return req, m, err
 		}

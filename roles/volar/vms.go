@@ -193,6 +193,9 @@ func (cmd *getCmd) Run(c *cli) error {
 		if vm.PID != 0 {
 			row(w, "PID:", vm.PID)
 		}
+		if vm.Health.Output != "" {
+			row(w, "Health:", healthWords(vm.Health))
+		}
 		row(w, "Starts:", vm.Incarnation)
 		if e := vm.Exit; e != nil {
 			row(w, "Exit:", exitWords(*e))
@@ -202,6 +205,19 @@ func (cmd *getCmd) Run(c *cli) error {
 		}
 		row(w, "Created:", vm.CreatedAt.Format(time.RFC3339))
 	})
+}
+
+// healthWords says how the workload is, and why: "unhealthy, 3 probes failed in a
+// row: status 503".
+func healthWords(h api.VMHealth) string {
+	s := string(h.Status)
+	switch {
+	case h.FailingStreak == 1:
+		s += ", 1 probe failed"
+	case h.FailingStreak > 1:
+		s += fmt.Sprintf(", %d probes failed in a row", h.FailingStreak)
+	}
+	return s + ": " + strings.ReplaceAll(printable(h.Output), "\n", "; ")
 }
 
 func exitWords(e api.VMExit) string {

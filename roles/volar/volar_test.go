@@ -31,7 +31,7 @@ func noon() time.Time { return time.Date(2026, 11, 1, 13, 0, 0, 0, time.UTC) }
 
 // TestScripts runs testdata/script. Each script has a daemon of its own, whose
 // VMs behave as their names say: a VM called slow never gets ready, one called
-// bad crashes, one called weak never gets healthy. Its user is logged in to
+// bad crashes, one called weak never gets healthy, one called sick is unhealthy. Its user is logged in to
 // private.example. The files of every VM are those in root. Commands beyond testscript's:
 //
 //	volar ARGS...      run volar, with the file stdin ($WORK expanded) as input;
@@ -57,7 +57,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			svc := &httpapitest.Service{
 				Files: filepath.Join(env.WorkDir, "root"), // of VMs
-				Boot:  map[string]string{"slow": "starting", "bad": "the workload exited with status 3", "weak": "running"},
+				Boot:  map[string]string{"slow": "starting", "bad": "the workload exited with status 3", "weak": "running", "sick": "unhealthy"},
 				Logs: []api.LogEntry{
 					{Seq: 1, Time: noon(), Stream: "stdout", Line: "hello"}, {Seq: 2, Time: noon(), Stream: "stderr", Line: "<world>"},
 					{Seq: 3, Time: noon(), Stream: "console", Line: "Linux version 6.12"},
@@ -318,7 +318,7 @@ func TestBashCompletion(t *testing.T) {
 		"volar vms cr":                "create",
 		"volar -o json vms st":        "start stop",
 		"volar vms create --plu":      "--plugin",
-		"volar vms create --no":       "--no-wait",
+		"volar vms create --no-w":     "--no-wait",
 		"volar completion ":           "bash zsh fish",
 		"volar vms get we":            "web",
 		"volar rm --force we":         "web",

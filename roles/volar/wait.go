@@ -128,19 +128,17 @@ func describe(vm api.VM) string {
 	return s
 }
 
-// health is the word for a running VM's flags.
+// health is the word for the workload of a running VM.
 func health(vm api.VM) string {
 	switch {
 	case vm.Status != api.VMRunning:
 		return "-"
-	case vm.Healthy:
-		return "healthy"
 	case !vm.AgentUp:
 		return "no agent"
-	case !vm.HealthCheck:
+	case vm.Health.Status == api.HealthNone, vm.Health.Status == "":
 		return "-"
 	}
-	return "not healthy"
+	return string(vm.Health.Status)
 }
 
 // each runs do for every name at once and prints the results of those that

@@ -29,7 +29,7 @@ import (
 // is safe for concurrent use.
 type Service struct {
 	// Boot says what becomes of the VM of this name when it is started: "" or
-	// "healthy", "running" (never healthy), "starting" (hangs), or anything else,
+	// "healthy", "running" (never healthy), "unhealthy", "starting" (hangs), or anything else,
 	// which is the reason of its crash. Set once before use.
 	Boot map[string]string
 	// Err makes the method of this name return an error, in place of doing its
@@ -140,6 +140,9 @@ func (s *Service) vm(name string) (*api.VM, error) {
 
 func (s *Service) start(vm *api.VM) {
 	vm.Desired, vm.Status, vm.Reason, vm.Exit = api.DesiredRunning, api.VMStarting, "", nil
+	if vm.HealthCheck {
+		vm.Health = api.VMHealth{Status: api.HealthStarting}
+	}
 	vm.Incarnation++
 	vm.PID = 4000 + vm.Incarnation
 	started := s.now()
@@ -151,15 +154,21 @@ func (s *Service) start(vm *api.VM) {
 func (s *Service) boot(vm *api.VM, outcome string) {
 	switch outcome {
 	case "starting":
-	case "", "healthy", "running":
+	case "", "healthy", "running", "unhealthy":
 		vm.Status, vm.AgentUp = api.VMRunning, true
 		s.emitVM(api.EventVMRunning, vm)
-		if outcome != "running" {
-			vm.Healthy = true
+		switch {
+		case !vm.HealthCheck || outcome == "running":
+		case outcome == "unhealthy":
+			vm.Health = api.VMHealth{Status: api.HealthUnhealthy, FailingStreak: 3, Output: "status 503: no database"}
+			s.emitVM(api.EventVMUnhealthy, vm)
+		default:
+			vm.Healthy, vm.Health.Status = true, api.HealthHealthy
 			s.emitVM(api.EventVMHealthy, vm)
 		}
 	default:
-		vm.Status, vm.Reason, vm.AgentUp, vm.Healthy, vm.PID = api.VMCrashed, outcome, false, false, 0
+		vm.Status, vm.Reason, vm.AgentUp, vm.PID = api.VMCrashed, outcome, false, 0
+		vm.Healthy, vm.Health = false, api.VMHealth{Status: api.HealthNone}
 		s.emitVM(api.EventVMCrashed, vm)
 	}
 	vm.UpdatedAt = s.now()
@@ -172,9 +181,19 @@ func (s *Service) stop(vm *api.VM) {
 	}
 	vm.Status = api.VMStopping
 	s.emitVM(api.EventVMStopping, vm)
-	vm.Status, vm.AgentUp, vm.Healthy, vm.PID = api.VMStopped, false, false, 0
+	vm.Status, vm.AgentUp, vm.PID = api.VMStopped, false, 0
+	vm.Healthy, vm.Health = false, api.VMHealth{Status: api.HealthNone}
 	s.emitVM(api.EventVMStopped, vm)
 	vm.UpdatedAt = s.now()
+}
+
+// checked says whether a VM has a health check: those of plugins do, unless the
+// request says otherwise.
+func checked(req api.VMCreate) bool {
+	if h := req.HealthCheck; h != nil {
+		return !h.Disable
+	}
+	return req.Plugin != ""
 }
 
 func (s *Service) CreateVM(_ context.Context, req api.VMCreate) (api.VM, error) {
@@ -202,7 +221,7 @@ func (s *Service) CreateVM(_ context.Context, req api.VMCreate) (api.VM, error) 
 		IPAddress: cmp.Or(req.IPAddress, fmt.Sprintf("192.168.127.%d", s.serial+1)), MACAddress: fmt.Sprintf("52:54:00:00:00:%02x", s.serial),
 		VsockCID: uint32(s.serial + 2), CPUCores: cmp.Or(req.CPUCores, p.Manifest.Resources.CPUCores), MemoryMB: cmp.Or(req.MemoryMB, p.Manifest.Resources.MemoryMB),
 		KernelCmdline: req.KernelCmdline, Kernel: req.Kernel, Hypervisor: "qemu", Accel: "tcg", Labels: req.Labels, CreatedAt: s.now(), UpdatedAt: s.now(),
-		HealthCheck: req.Plugin != "", AutoRemove: req.AutoRemove, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
+		HealthCheck: checked(req), Health: api.VMHealth{Status: api.HealthNone}, AutoRemove: req.AutoRemove, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
 	}
 	for i := range vm.Ports {
 		if i >= len(vm.Ports)-len(req.Ports) && vm.Ports[i].HostPort == 0 {
@@ -399,6 +418,10 @@ func (s *Service) WaitVM(ctx context.Context, name string, what api.VMWait) (api
 			return now, nil
 		case what == api.WaitStopped && (now.Status == api.VMStopped || now.Status == api.VMCrashed):
 			return now, nil
+		case what == api.WaitHealthy && !now.HealthCheck:
+			return now, api.Errorf(api.CodeInvalid, "VM %s has no health check", now.Name)
+		case what == api.WaitHealthy && now.Health.Status == api.HealthUnhealthy:
+			return now, api.Errorf(api.CodeConflict, "VM %s is unhealthy: %s", now.Name, now.Health.Output)
 		case what != api.WaitStopped && now.Status == api.VMCrashed:
 			return now, api.Errorf(api.CodeConflict, "it crashed: %s", now.Reason)
 		case (what == api.WaitRunning || what == api.WaitHealthy) && now.Desired == api.DesiredStopped:
