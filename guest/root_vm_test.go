@@ -272,6 +272,7 @@ func TestVMRoot(t *testing.T) {
 	cfg.Workload.StopSignal, cfg.Workload.Restart = "SIGRTMIN+3", wire.RestartOnFailure
 	cfg.Workload.Health = &wire.Health{
 		Exec: []string{"sh", "-c", "echo the probe says $(cat /tmp/health) in $(cat /proc/self/cgroup); exec grep -q up /tmp/health"}, Interval: 300 * time.Millisecond, Retries: 2,
+		StartPeriod: time.Minute, // until it is healthy once, on a busy host
 	}
 	m = bootDisks(t, "VOLANT_TEST_KERNEL", encode(t, cfg), disks...)
 	m.dial()
