@@ -15,15 +15,24 @@ import (
 )
 
 // RunTiny runs the part of the conformance suite that needs no kernel: what can
-// be seen of a Tiny on its console. Tests of what a driver cannot do are skipped.
+// be seen of a Tiny on its console.
 func RunTiny(t *testing.T, h Harness) {
-	h.run(t, []conformance{
+	caps := h.probe(t)
+	tests := []conformance{
 		{"ends", testTinyEnds},
 		{"pause", testTinyPause},
 		{"attach", testTinyAttach},
 		{"unattended", testTinyUnattended},
 		{"cancelled", testTinyCancel},
-	})
+	}
+	if caps.Snapshot {
+		tests = append(tests, conformance{"snapshot", testTinySnapshot},
+			conformance{"snapshot cancelled", testTinySnapshotCancelled}, conformance{"restore cancelled", testTinyRestoreCancelled})
+	}
+	if caps.Template {
+		tests = append(tests, conformance{"template", testTinyTemplate})
+	}
+	h.run(t, tests)
 }
 
 // tiny launches a machine of this guest, which is killed when the test is over.

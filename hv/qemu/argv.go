@@ -20,6 +20,7 @@ const (
 	agentSocket   = "agent.sock"
 	journalFile   = "events.log"
 	machineFile   = "machine.json"
+	resumedFile   = "resumed"
 	logFile       = vmm.LogFile
 )
 

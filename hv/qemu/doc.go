@@ -11,6 +11,7 @@
 //	debug.sock    a second monitor for people, whose output QEMU also appends to
 //	events.log    the journal: what happened while no daemon was there
 //	machine.json  what a snapshot of the machine will say of it
+//	resumed       a restored machine has run
 //	console.sock  the guest's first serial port
 //	agent.sock    the agent's virtio-serial port, where there is no vsock
 //	vmm.log       QEMU's own words
@@ -33,11 +34,12 @@
 // memory is a file, which each fork maps privately. The stream fits only the
 // very build of QEMU that wrote it, for microvm is no versioned machine.
 //
-// Three things are QEMU's way. It takes one snapshot in a pause: the next needs
-// the machine to be resumed. Once it has taken it, it lets go of the locks on the
-// machine's disks, and Resume, which takes them again, fails with
-// hv.ErrDiskInUse when another machine was faster. And a machine with shares has
-// none, for the state of virtiofsd is not in the stream.
+// Three things are QEMU's way. It takes one snapshot in a pause, and none of a
+// restored machine that has not run: the next needs the machine to be resumed. It
+// holds no lock on the disks between a snapshot or a restore and the Resume that
+// follows, which fails with hv.ErrDiskInUse when another machine was faster. And a
+// machine with shares has no snapshots, for what virtiofsd knows is not in the
+// stream.
 //
 // Before version 8.2 a fork opens the template's memory for writing, which its
 // user must be allowed to do, although it never writes.

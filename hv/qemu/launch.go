@@ -29,7 +29,7 @@ func withStartTimeout(ctx context.Context) (context.Context, context.CancelFunc)
 
 // ownFiles lists what a machine makes in its directory.
 func ownFiles() []string {
-	return []string{vmm.RecordFile, vmm.ExitFile, qmpSocket, debugSocket, consoleSocket, agentSocket, journalFile, machineFile, logFile}
+	return []string{vmm.RecordFile, vmm.ExitFile, qmpSocket, debugSocket, consoleSocket, agentSocket, journalFile, machineFile, resumedFile, logFile}
 }
 
 // Launch implements hv.Driver.
@@ -71,7 +71,7 @@ func begin(ctx context.Context, spec *hv.Spec, f *findings, from *hv.Snapshot) (
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx) // what it broke off is of no interest
-	} else if said := lastWords(spec.Dir); said != "" && !errors.Is(err, hv.ErrDiskInUse) {
+	} else if said := lastWords(spec.Dir); said != "" {
 		if path, locked := lockedDisk(said); locked {
 			err = diskInUse(path)
 		} else {
@@ -93,17 +93,6 @@ const maxWords = 1024
 
 func lastWords(dir string) string {
 	return strings.TrimSpace(string(vmm.Tail(filepath.Join(dir, logFile), maxWords)))
-}
-
-// said returns the end of what this QEMU has said, of a log that may hold the
-// words of others before it.
-func (m *machine) said() string {
-	path := m.path(logFile)
-	fi, err := os.Stat(path)
-	if err != nil {
-		return ""
-	}
-	return string(vmm.Tail(path, min(maxWords, fi.Size()-m.heard)))
 }
 
 func diskInUse(path string) error {
@@ -135,17 +124,13 @@ func lockedDisk(said string) (path string, ok bool) {
 // start runs QEMU, connects to it, and sets the guest going or takes it to where
 // the snapshot from was taken. On error it returns what there is to undo.
 func start(ctx context.Context, spec *hv.Spec, f *findings, from *hv.Snapshot) (*machine, *vmm.Process, error) {
-	if err := makeFiles(spec, f); err != nil {
+	if err := makeFiles(spec, f, from); err != nil {
 		return nil, nil, err
 	}
 	taps, err := openTaps(spec)
 	defer closeAll(taps)
 	if err != nil {
 		return nil, nil, err
-	}
-	var heard int64
-	if fi, err := os.Stat(spec.VMMLog); err == nil {
-		heard = fi.Size()
 	}
 	rec := hv.Record{Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, Channel: channel(spec, f)}
 	proc, err := vmm.Spawn(spec, &rec, argv(spec, f, from), taps...)
@@ -156,7 +141,6 @@ func start(ctx context.Context, spec *hv.Spec, f *findings, from *hv.Snapshot) (
 	if err != nil {
 		return nil, proc, err
 	}
-	m.heard = heard
 	if from == nil {
 		err = m.monitor.run(ctx, "cont", nil, nil)
 	} else {
@@ -173,8 +157,8 @@ func start(ctx context.Context, spec *hv.Spec, f *findings, from *hv.Snapshot) (
 
 // makeFiles makes what is in the machine's directory before QEMU is. The journal
 // stays ours: a QEMU that was taken over must not put a link in its place.
-func makeFiles(spec *hv.Spec, f *findings) error {
-	if err := writeNew(filepath.Join(spec.Dir, machineFile), draftOf(spec, f)); err != nil {
+func makeFiles(spec *hv.Spec, f *findings, from *hv.Snapshot) error {
+	if err := writeNew(filepath.Join(spec.Dir, machineFile), draftOf(spec, f, from)); err != nil {
 		return err
 	}
 	path := filepath.Join(spec.Dir, journalFile)

@@ -46,7 +46,6 @@ type machine struct {
 	drained chan struct{} // closed when screen has ended
 	nudge   chan struct{} // has room for one: look at the machine's state
 	moved   chan struct{} // has room for one: look at the migration
-	heard   int64         // how much of the log is of others before it, in bytes; set once, by start
 	stop    chan struct{} // closed by Detach
 	over    chan struct{} // closed by supervise when it returns
 
@@ -435,7 +434,10 @@ func (m *machine) Resume(ctx context.Context) error {
 	defer m.saving.Unlock()
 	err := m.move(ctx, "resume", "cont", hv.StatePaused, hv.StateRunning)
 	if err != nil && strings.Contains(err.Error(), "Failed to get ") {
-		err = fmt.Errorf("%w: another machine has taken it since the snapshot: %w", hv.ErrDiskInUse, err)
+		err = fmt.Errorf("%w: another machine has it: %w", hv.ErrDiskInUse, err)
+	}
+	if err == nil {
+		m.ran()
 	}
 	return err
 }

@@ -37,7 +37,9 @@ const (
 )
 
 // migration prepares one. In that of a template the memory, which is in a file,
-// does not travel.
+// does not travel. A restored machine takes its disks when it is resumed, and
+// fails to be if it cannot have them: at the end of a migration QEMU would only
+// write to its log that it cannot, and run.
 func (m *machine) migration(ctx context.Context, template bool) error {
 	type capability struct {
 		Name  string `json:"capability"`
@@ -45,7 +47,7 @@ func (m *machine) migration(ctx context.Context, template bool) error {
 	}
 	err := m.monitor.run(ctx, "migrate-set-capabilities", struct {
 		Capabilities []capability `json:"capabilities"`
-	}{[]capability{{"events", true}, {ignoreShared, template}}}, nil)
+	}{[]capability{{"events", true}, {"late-block-activate", true}, {ignoreShared, template}}}, nil)
 	if err != nil {
 		return err
 	}

@@ -228,16 +228,16 @@ func (m *monitor) write(ctx context.Context, b []byte, f *os.File) error {
 	if err := m.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
-	err := error(nil)
+	n, err := 0, error(nil)
 	if f != nil {
-		var n int
 		n, _, err = m.conn.(*net.UnixConn).WriteMsgUnix(b[:1], unix.UnixRights(int(f.Fd())), nil)
-		b = b[n:]
 	}
 	if err == nil {
-		_, err = m.conn.Write(b)
+		var more int
+		more, err = m.conn.Write(b[n:])
+		n += more
 	}
-	if err != nil {
+	if err != nil && n > 0 {
 		m.conn.Close() // a torn command would spoil the next
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {

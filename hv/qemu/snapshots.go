@@ -41,17 +41,19 @@ type build struct {
 // machine's directory, for a daemon that comes later.
 type draft struct {
 	hv.Snapshot
-	Build build `json:"build"`
+	Build    build `json:"build"`
+	Restored bool  `json:"restored"` // rather than booted
 }
 
 // draftOf describes the machine of a Spec; its Dir is that of no snapshot yet.
-func draftOf(spec *hv.Spec, f *findings) draft {
+func draftOf(spec *hv.Spec, f *findings, from *hv.Snapshot) draft {
 	return draft{
 		Snapshot: hv.Snapshot{
 			Driver: Name, Version: f.caps.Version, VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB,
 			Machine: vmm.ShapeOf(spec).Digest(), MemoryFile: spec.MemoryFile,
 		},
-		Build: build{Package: f.pkg, Accel: f.caps.Accel, Channel: channel(spec, f)},
+		Build:    build{Package: f.pkg, Accel: f.caps.Accel, Channel: channel(spec, f)},
+		Restored: from != nil,
 	}
 }
 
@@ -117,6 +119,10 @@ func (m *machine) snapshot(ctx context.Context, dir string) (hv.Snapshot, error)
 	if err := readSmall(m.path(machineFile), &d); err != nil {
 		return hv.Snapshot{}, fmt.Errorf("what the machine is was not kept: %w", err)
 	}
+	if !m.hasRun(&d) {
+		// Its disks are not active yet, which QEMU before 10.0 does not survive.
+		return hv.Snapshot{}, errors.New("QEMU takes none of a restored machine that has not run: resume it first")
+	}
 	if err := vmm.CheckEmpty(dir); err != nil {
 		return hv.Snapshot{}, err
 	}
@@ -165,9 +171,12 @@ func (d *Driver) restore(ctx context.Context, spec *hv.Spec, from *hv.Snapshot, 
 	if err := readSmall(filepath.Join(from.Dir, buildFile), &was); err != nil {
 		return nil, err
 	}
-	if is := draftOf(spec, f).Build; was != is {
+	if is := draftOf(spec, f, from).Build; was != is {
 		return nil, fmt.Errorf("%w: the snapshot is of a machine of QEMU %s with %s and %s, this is %s with %s and %s",
 			hv.ErrUnsupported, was.Package, was.Accel, was.Channel, is.Package, is.Accel, is.Channel)
+	}
+	if err := checkLocks(spec.Disks); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, snapshotTimeout)
 	defer cancel()
@@ -180,15 +189,27 @@ func (m *machine) wake(ctx context.Context, from *hv.Snapshot) error {
 	if err := m.load(ctx, filepath.Join(from.Dir, stateFile), from.MemoryFile != ""); err != nil {
 		return err
 	}
-	switch status, err := m.status(ctx); {
-	case err != nil:
-		return err
-	case stateOf(status) != hv.StatePaused:
-		return fmt.Errorf("the restored machine is in state %s", status)
+	status, err := m.status(ctx)
+	if err == nil && stateOf(status) != hv.StatePaused {
+		err = fmt.Errorf("the restored machine is in state %s", status)
 	}
-	// QEMU takes the disks last, and is content to say so when it cannot.
-	if path, locked := lockedDisk(m.said()); locked {
-		return diskInUse(path)
+	return err
+}
+
+// hasRun says that the machine has executed instructions in this incarnation.
+func (m *machine) hasRun(d *draft) bool {
+	if !d.Restored {
+		return true
 	}
-	return nil
+	_, err := os.Lstat(m.path(resumedFile))
+	return err == nil
+}
+
+// ran notes that it does. Without the note the machine is only not snapshotted
+// before it is resumed again.
+func (m *machine) ran() {
+	var d draft
+	if readSmall(m.path(machineFile), &d) == nil && !m.hasRun(&d) {
+		_ = writeNew(m.path(resumedFile), true)
+	}
 }
