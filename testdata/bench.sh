@@ -18,6 +18,6 @@ lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
 export VOLANT_BENCH_LINES=$lines
 status=0
-CGO_ENABLED=0 go test ./roles ./build ./daemon -p 1 -run '^TestBudgets$' -count 1 -v -timeout 20m "$@" | grep -v '^=== ' || status=$?
+CGO_ENABLED=0 go test ./roles ./build ./daemon ./hv/qemu -p 1 -run '^TestBudgets$' -count 1 -v -timeout 20m "$@" | grep -v '^=== ' || status=$?
 [ ! -s "$lines" ] || CGO_ENABLED=0 go run ./testdata/budget/report "$lines" out/bench.json out/bench.md
 exit $status

@@ -3,15 +3,22 @@ package qemu_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/hvtest"
 	"github.com/volantvm/volant/hv/qemu"
+	"github.com/volantvm/volant/testdata/budget"
 )
 
 // agentClient speaks to a machine's agent, one stream a request unless kept.
@@ -30,6 +37,151 @@ func roundTrip(c *http.Client, body []byte) error {
 	defer resp.Body.Close()
 	_, err = io.Copy(io.Discard, resp.Body)
 	return err
+}
+
+// TestBudgets measures what the driver adds to QEMU, and what a template saves;
+// make bench runs it.
+func TestBudgets(t *testing.T) {
+	if os.Getenv("VOLANT_BENCH") == "" {
+		t.Skip("measures for a minute; make bench runs it")
+	}
+	var all []budget.Line
+	t.Run("launch", func(t *testing.T) { all = append(all, measureLaunch(t)) })
+	t.Run("fork", func(t *testing.T) { all = append(all, measureFork(t)...) })
+	budget.Print(t, all...)
+}
+
+// measureLaunch compares the driver's way to a guest's first byte on the serial
+// port with that of the barest QEMU.
+func measureLaunch(t *testing.T) budget.Line {
+	harness(t) // looks for QEMU
+	d := qemu.New(qemu.Config{})
+	caps, err := d.Probe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cpu := "max"
+	if caps.Accel == hv.AccelKVM {
+		cpu = "host"
+	}
+	kernel := hvtest.Tiny{}.Kernel(t)
+	var ours, bare []time.Duration
+	for range 20 {
+		spec := tiny(t, hvtest.Tiny{})
+		start := time.Now()
+		vm, err := d.Launch(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for fi, err := os.Stat(spec.ConsoleLog); err != nil || fi.Size() == 0; fi, err = os.Stat(spec.ConsoleLog) {
+			if time.Since(start) > bootTimeout {
+				t.Fatal("the guest says nothing")
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+		ours = append(ours, time.Since(start))
+		if err := vm.Kill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+
+		start = time.Now()
+		cmd := exec.CommandContext(t.Context(), caps.Binary, "-M", "microvm", "-accel", string(caps.Accel), "-cpu", cpu, "-m", "16M",
+			"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-kernel", kernel)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+		bare = append(bare, time.Since(start))
+		cmd.Process.Kill()
+		cmd.Wait() // reports the signal that was just sent
+	}
+	return budget.Ratio("launch-serial", 2, ours, bare, "Launch to the first byte of a guest of half a kilobyte ÷ the barest QEMU to the same")
+}
+
+// measureFork compares the way to an agent's answer, forked and booted, and
+// looks what memory a fork has of its own.
+func measureFork(t *testing.T) []budget.Line {
+	b := newBench(t)
+	d := qemu.New(qemu.Config{})
+	template := b.template(t, d)
+	var forked, booted []time.Duration
+	var private []float64
+	run := func(spec hv.Spec, start func(hv.Spec) (hv.VM, error)) (time.Duration, float64) {
+		began := time.Now()
+		vm, err := start(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer vm.Kill(context.Background())
+		if err := roundTrip(agentClient(vm, false), nil); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(began), privateMiB(t, vm.Record().PID)
+	}
+	for range 8 {
+		took, memory := run(b.spec(t), func(spec hv.Spec) (hv.VM, error) {
+			vm, err := d.Restore(t.Context(), spec, template, hv.RestoreOptions{})
+			if err != nil {
+				return nil, err
+			}
+			return vm, vm.Resume(t.Context())
+		})
+		forked, private = append(forked, took), append(private, memory)
+		took, memory = run(b.spec(t), func(spec hv.Spec) (hv.VM, error) { return d.Launch(t.Context(), spec) })
+		booted = append(booted, took)
+		t.Logf("private memory: fork %.1f MiB, booted %.1f MiB", private[len(private)-1], memory)
+	}
+	return []budget.Line{
+		budget.Ratio("fork-answer", 0.3, forked, booted, "a fork of a template to its agent's answer ÷ a boot to it"),
+		{Name: "fork-memory", Value: budget.Percentile(private, 50), Limit: 40, Unit: "M", How: "MiB private to a fork of 64 MiB that has answered, its VMM's own among them"},
+	}
+}
+
+// template boots a machine, and makes a template of it once its agent answers.
+func (b *bench) template(t *testing.T, d *qemu.Driver) hv.Snapshot {
+	t.Helper()
+	spec := b.spec(t)
+	spec.MemoryFile = filepath.Join(t.TempDir(), "memory")
+	vm, err := d.Launch(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Kill(context.Background())
+	if err := roundTrip(agentClient(vm, false), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := vm.(hv.Snapshotter).Snapshot(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// privateMiB returns what a process has written to and shares with nobody:
+// Private_Dirty of proc_pid_smaps(5).
+func privateMiB(t *testing.T, pid int) float64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var kib float64
+		if n, _ := fmt.Sscanf(line, "Private_Dirty: %f kB", &kib); n == 1 {
+			return kib / 1024
+		}
+	}
+	t.Fatalf("no Private_Dirty in %q", b)
+	return 0
 }
 
 // BenchmarkLaunch measures a machine's way to its agent: until Launch returns
