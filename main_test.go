@@ -40,10 +40,11 @@ func arrows() map[string][]string {
 		"client/api":                 {"client/api/stdio"},
 		"client/api/archive":         {},
 		"client/api/stdio":           {},
-		"daemon":                     {"client/api", "client/api/stdio", "guest/wire", "hv", "ipam", "initramfs", "store/row", "daemon/ext4"}, // initramfs: the daemon packs the agent's segment
+		"daemon":                     {"client/api", "client/api/stdio", "guest/wire", "hv", "ipam", "initramfs", "store/row", "daemon/ext4", "daemon/cgroup"}, // initramfs: the daemon packs the agent's segment
 		"daemon/httpapi":             {"client/api", "client/api/stdio"},
 		"daemon/httpapi/httpapitest": {"client/api", "client/api/archive", "client/api/stdio", "daemon/httpapi"},
 		"daemon/ext4":                {},
+		"daemon/cgroup":              {},
 		"daemon/netdev":              {"ipam"}, // the bridge obeys the pool's rules about prefix and gateway
 		"store":                      {"client/api", "ipam", "store/row"},
 		"store/row":                  {"client/api", "hv"}, // what a row holds, shared with the daemon that may not see SQL

@@ -82,6 +82,9 @@ type Config struct {
 
 	// Network connects VMs. With nil only VMs without a NIC can be created.
 	Network Network
+	// Cgroups keeps VMMs in groups of their own. With nil, and as far as the host
+	// has none to give, VMs run without limits.
+	Cgroups Cgroups
 	// Pool is where addresses come from; its gateway is the guests'.
 	Pool ipam.Pool
 	// Bridge is the name of the bridge, for information.

@@ -40,6 +40,7 @@ type world struct {
 	hv   *hvtest.Fake
 	net  *memNetwork
 	imgs *fakeImages
+	cgs  *memCgroups
 	root string
 
 	mu     sync.Mutex
@@ -53,7 +54,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
-	w := &world{t: t, hv: hvtest.NewFake(), net: newMemNetwork(), imgs: newFakeImages(), root: root, guests: make(map[string][]*fakeGuest)}
+	w := &world{t: t, hv: hvtest.NewFake(), net: newMemNetwork(), imgs: newFakeImages(), cgs: newMemCgroups(), root: root, guests: make(map[string][]*fakeGuest)}
 	w.hv.SetGuest(w.boot)
 	if err := os.WriteFile(filepath.Join(root, "agent"), []byte("the agent"), 0o755); err != nil {
 		t.Fatal(err)
@@ -151,7 +152,7 @@ func (w *world) start(opt options) *instance {
 		w.t.Fatal(err)
 	}
 	cfg := Config{
-		Store: &gatedStore{Store: db, gate: in.gate}, Driver: &gatedDriver{w.hv, in.gate}, Network: &gatedNetwork{w.net, in.gate},
+		Store: &gatedStore{Store: db, gate: in.gate}, Driver: &gatedDriver{w.hv, in.gate}, Network: &gatedNetwork{w.net, in.gate}, Cgroups: &gatedCgroups{w.cgs, in.gate},
 		Images: &gatedImages{w.imgs, in.gate}, Pool: pool, Bridge: "vbr0", DataDir: filepath.Join(w.root, "data"), RuntimeDir: filepath.Join(w.root, "run"),
 		AgentBinary: filepath.Join(w.root, "agent"), Version: "test", BootTimeout: patience,
 		BootID: w.bootID(), Log: testLog(w.t),
@@ -227,6 +228,7 @@ func (w *world) bootID() string {
 func (w *world) reboot() {
 	w.hv.Reboot()
 	w.net.reboot()
+	w.cgs.reboot()
 	if err := os.RemoveAll(filepath.Join(w.root, "run")); err != nil {
 		w.t.Fatal(err)
 	}
@@ -932,6 +934,13 @@ func (w *world) checkWorld(vms []row.VM) {
 	w.same("rules", gotRules, rules)
 	w.same("reserved ports", w.net.reserved(), ports)
 	w.same("machines", gotMachines, machines)
+	var groups []string
+	for _, vm := range vms {
+		if vm.Status == api.VMRunning || vm.Status == api.VMPaused {
+			groups = append(groups, fmt.Sprintf("%s %+v", vm.ID, limitsOf(vm.CPUCores, vm.MemoryMB)))
+		}
+	}
+	w.same("cgroups", w.cgs.state(), groups)
 	w.same("run directories", subdirs(w.t, filepath.Join(w.root, "run", "vms"), 2), runs)
 	for _, id := range subdirs(w.t, filepath.Join(w.root, "data", "vms"), 1) {
 		if !slices.Contains(data, id) {

@@ -50,6 +50,9 @@ func (d *Daemon) begin(ctx context.Context) error {
 			d.log.Warn("a published port is not kept from other programs", keyVM, vm, keyErr, err)
 		}
 	}
+	if d.cfg.Cgroups != nil && d.cfg.Cgroups.Problem() != "" {
+		d.log.Warn("VMs are not limited as they should be", keyReason, d.cfg.Cgroups.Problem())
+	}
 	if d.cfg.Driver == nil {
 		d.log.Warn("no hypervisor", keyErr, d.cfg.DriverError)
 	} else if _, caps, err := d.driver(ctx, ""); err != nil {
@@ -72,7 +75,7 @@ func (d *Daemon) begin(ctx context.Context) error {
 }
 
 // lookAtAll wakes a worker for every VM that is not settled, and for every id
-// that has a tap or a runtime directory: a worker that finds these unexplained
+// that has a tap, a runtime directory or a cgroup: a worker that finds these unexplained
 // removes them. It returns how many VMs are not settled.
 func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
 	ids := make(map[string]bool)
@@ -89,6 +92,11 @@ func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	groups, err := d.groups()
+	if err != nil {
+		return 0, err
+	}
+	dirs = append(dirs, groups...)
 	for _, id := range dirs {
 		ids[id] = true
 	}

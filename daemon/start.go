@@ -191,6 +191,14 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	if err := timed("directory", func() error { return makeDirs(dir, d.dataDir(vm.ID)) }); err != nil {
 		return nil, err
 	}
+	if d.cfg.Cgroups != nil {
+		if err := timed("cgroup", func() (err error) {
+			spec.Cgroups, err = d.cfg.Cgroups.Make(vm.ID, limitsOf(vm.CPUCores, vm.MemoryMB))
+			return err
+		}); err != nil {
+			return nil, err
+		}
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return timed("kernel", func() error { return d.verifyBlob(kernel.Digest) })

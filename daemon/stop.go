@@ -417,6 +417,9 @@ func (w *worker) cleanup(ctx context.Context, all bool) error {
 	if err := w.disconnect(ctx); err != nil {
 		return err
 	}
+	if err := w.ungroup(ctx); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(w.d.runDirs(w.id)); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -40,6 +41,10 @@ func TestMain(m *testing.M) {
 		os.Exit(volantdKilledAfter(at))
 	}
 	if os.Getuid() != 0 || os.Getenv(envNetns) != "" {
+		if err := mountCgroups(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 		os.Exit(m.Run())
 	}
 	os.Exit(runInNetns())
@@ -78,6 +83,41 @@ func runInNetns() int {
 		return 1
 	}
 	return 0
+}
+
+// mountCgroups mounts the host's control groups again, which ip netns exec has
+// hidden under a sysfs of its own.
+func mountCgroups() error {
+	if os.Getenv(envNetns) == "" {
+		return nil
+	}
+	if entries, err := os.ReadDir("/sys/fs/cgroup"); err != nil || len(entries) > 0 {
+		return err // another test binary of this mount namespace was here
+	}
+	// The parent was started outside.
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mounts", os.Getppid()))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if len(f) < 4 || f[1] != "/sys/fs/cgroup" && !strings.HasPrefix(f[1], "/sys/fs/cgroup/") {
+			continue
+		}
+		options := ""
+		if f[2] == "cgroup" { // what it has beside the flags are its controllers
+			options = strings.Join(slices.DeleteFunc(strings.Split(f[3], ","), func(o string) bool {
+				return slices.Contains([]string{"rw", "ro", "nosuid", "nodev", "noexec", "relatime", "noatime"}, o)
+			}), ",")
+		}
+		if err := os.MkdirAll(f[1], 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mount(f[0], f[1], f[2], 0, options); err != nil {
+			return fmt.Errorf("mount %s: %w", f[1], err)
+		}
+	}
+	return nil
 }
 
 // buildAll builds the binary as the Makefile does, and packs the demo
@@ -190,6 +230,9 @@ func newHost(t testing.TB) *host {
 			}
 			h.noLeaks()
 			h.stop()
+			if groups, _ := filepath.Glob("/sys/fs/cgroup/*/volant/" + h.instance() + "*"); len(groups) > 0 && h.instance() != "" {
+				t.Errorf("cgroups %v are left", groups)
+			}
 		}
 		h.log.Close()
 		if t.Failed() {
@@ -204,6 +247,15 @@ func newHost(t testing.TB) *host {
 func tail(s string, lines int) string {
 	all := strings.SplitAfter(strings.TrimRight(s, "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "")
+}
+
+// instance is what tells this host's cgroups from those of others.
+func (h *host) instance() string {
+	b, err := os.ReadFile(filepath.Join(h.dir, "data", "instance"))
+	if err != nil {
+		return ""
+	}
+	return string(b)
 }
 
 func (h *host) args() []string {

@@ -1,6 +1,9 @@
 package roles_test
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,6 +19,32 @@ func TestResources(t *testing.T) {
 	h.start()
 	h.installTools(t)
 	h.volar("vms", "create", "web", "--plugin", "tools", "--wait=healthy")
+
+	t.Run("limits", func(t *testing.T) {
+		vm := h.vm("web")
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", vm.PID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "/volant/" + h.instance() + "/" + vm.ID
+		limit := int64(0)
+		for line := range strings.Lines(string(b)) {
+			f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+			dir, file := filepath.Join("/sys/fs/cgroup", f[1], f[2]), "memory.limit_in_bytes"
+			if f[0] == "0" {
+				dir, file = filepath.Join("/sys/fs/cgroup", f[2]), "memory.max"
+			}
+			if b, err := os.ReadFile(filepath.Join(dir, file)); err == nil && strings.HasSuffix(f[2], want) {
+				fmt.Sscan(string(b), &limit)
+			}
+		}
+		if limit < 128<<20 || limit > 512<<20 {
+			t.Errorf("its memory is limited to %d bytes, want some more than the guest's 128 MiB; it is in\n%s", limit, b)
+		}
+		if out := h.volar("doctor"); !strings.Contains(out, "cgroups: ") || !strings.Contains(out, "memory, pids") || strings.Contains(out, "limits") {
+			t.Errorf("doctor says:\n%s", out)
+		}
+	})
 
 	t.Run("pause", func(t *testing.T) {
 		h.volar("vms", "pause", "web")

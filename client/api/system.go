@@ -27,6 +27,13 @@ type Hypervisor struct {
 // Doctor is what volantd finds when it looks what can run VMs here.
 type Doctor struct {
 	Hypervisors []HypervisorCheck `json:"hypervisors"` // the one of new VMs first
+	Limits      LimitsCheck       `json:"limits"`
+}
+
+// LimitsCheck is what keeps a VM from taking more of its host than it was given.
+type LimitsCheck struct {
+	Cgroups string `json:"cgroups"`           // "v2 (cpu, io, memory, pids)", "none"
+	Problem string `json:"problem,omitempty"` // what VMs run without, and why
 }
 
 // HypervisorCheck is what is to be said of one hypervisor.

@@ -26,6 +26,7 @@ type Options struct {
 	QEMU       string       // path of the binary; empty: looked up in PATH
 	Registry   oci.Registry // how registries of images are spoken to
 	ImageCap   int64        // bytes that images may take; 0 for any amount
+	Cgroup     string       // below the top of each hierarchy; "none" and empty: no groups
 	Version    string
 	Log        *slog.Logger // nil discards
 

@@ -44,6 +44,7 @@ type grammar struct {
 	Mirrors    []string      `name:"registry-mirror" help:"Ask MIRROR (HOST[:PORT][/PATH]) for images before REGISTRY; may be given several times." env:"VOLANT_REGISTRY_MIRRORS" placeholder:"REGISTRY=MIRROR"`
 	PlainHTTP  []string      `name:"plain-http" help:"Speak to REGISTRY (HOST[:PORT]), which may be a mirror, without TLS; may be given several times." env:"VOLANT_PLAIN_HTTP" placeholder:"REGISTRY"`
 	ImageCap   int64         `name:"image-cap-mb" help:"How much disk space images may take, in MiB, before those used longest ago go, of those that no VM uses; 0 for any amount (default: ${default})." env:"VOLANT_IMAGE_CAP_MB" default:"0" placeholder:"MIB"`
+	Cgroup     string        `help:"Control group below which VMs have theirs, in every hierarchy; none for no groups, and no limits (default: ${default})." env:"VOLANT_CGROUP" default:"volant" placeholder:"NAME"`
 	LogLevel   string        `help:"What is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
 	LogFormat  string        `help:"How it is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
 
@@ -97,6 +98,7 @@ func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 	opt := Options{
 		DataDir: g.DataDir, RuntimeDir: g.RuntimeDir, Listen: g.Listen, Bridge: g.Bridge,
 		Hypervisor: g.Hypervisor, QEMU: g.QEMU, CloudHypervisor: g.CH, BootTimeout: g.Boot, Version: version,
+		Cgroup: g.Cgroup,
 	}
 	if g.Boot <= 0 {
 		return opt, fmt.Errorf("--boot-timeout: %v is not a duration above 0s", g.Boot)

@@ -2,15 +2,19 @@ package volantd
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/daemon"
+	"github.com/volantvm/volant/daemon/cgroup"
 	"github.com/volantvm/volant/daemon/httpapi"
 	"github.com/volantvm/volant/daemon/netdev"
 	"github.com/volantvm/volant/ipam"
@@ -70,13 +74,24 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	groups, err := cgroups(opt)
+	if err != nil {
+		return err
+	}
+	if groups != nil {
+		undo = append(undo, groups.Close)
+	}
 	driver, others := chooseDriver(ctx, opt)
-	d, err := daemon.New(daemon.Config{
+	cfg := daemon.Config{
 		Store: st, Driver: driver, Others: others, Network: network{nd, opt.Log}, Pool: pool,
 		Bridge: opt.Bridge, Nameservers: opt.DNS, DataDir: opt.DataDir, RuntimeDir: opt.RuntimeDir, AgentBinary: opt.AgentBinary,
 		Version: opt.Version, Listen: "unix:" + ln.Addr().String(), BootTimeout: opt.BootTimeout, Log: opt.Log,
 		Images: images{&opt.Registry}, ImageCap: opt.ImageCap,
-	})
+	}
+	if groups != nil {
+		cfg.Cgroups = groups
+	}
+	d, err := daemon.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -133,4 +148,44 @@ func announce(ctx context.Context, opt Options, d *daemon.Daemon) {
 	if opt.Ready != nil {
 		opt.Ready()
 	}
+}
+
+// instanceFile holds what tells the groups of this data directory from those of
+// others on the host.
+const instanceFile = "instance"
+
+// cgroups opens the groups of the VMs of a data directory, nil where none are
+// wanted.
+func cgroups(opt Options) (*cgroup.Host, error) {
+	if opt.Cgroup == "" || opt.Cgroup == "none" {
+		return nil, nil
+	}
+	path := filepath.Join(opt.DataDir, instanceFile)
+	id, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		id = []byte(strings.ToLower(rand.Text()[:16]))
+		err = writeWhole(path, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("identity of the data folder: %w", err)
+	}
+	host, err := cgroup.Open(cgroup.Config{Parent: opt.Cgroup, Instance: string(id)})
+	if err != nil {
+		return nil, fmt.Errorf("--cgroup: %w", err)
+	}
+	return host, nil
+}
+
+// writeWhole writes a file whole or not at all, also when the host dies.
+func writeWhole(path string, b []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }

@@ -81,6 +81,10 @@ func (doctorCmd) Run(c *cli) error {
 				row(w, "  Problem:", h.Problem)
 			}
 		}
+		row(w, "cgroups:", doc.Limits.Cgroups)
+		if doc.Limits.Problem != "" {
+			row(w, "  Problem:", doc.Limits.Problem)
+		}
 	}); err != nil {
 		return err
 	}

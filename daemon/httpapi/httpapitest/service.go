@@ -784,9 +784,9 @@ func (s *Service) Doctor(context.Context) (api.Doctor, error) {
 		return api.Doctor{}, err
 	}
 	if s.Hypervisors != nil {
-		return api.Doctor{Hypervisors: s.Hypervisors}, nil
+		return api.Doctor{Hypervisors: s.Hypervisors, Limits: api.LimitsCheck{Cgroups: "v2 (cpu, io, memory, pids)"}}, nil
 	}
-	return api.Doctor{Hypervisors: []api.HypervisorCheck{
+	return api.Doctor{Limits: api.LimitsCheck{Cgroups: "v2 (cpu)", Problem: "VMs run without limits of memory, pids: ask the host for them"}, Hypervisors: []api.HypervisorCheck{
 		{Name: "qemu", Chosen: true, Works: true, Version: "7.2.22", Binary: "/usr/bin/qemu-system-x86_64", Accel: "tcg", Notice: "VMs are emulated: isolation is not by hardware"},
 		{Name: "cloud-hypervisor", Problem: "it is not in PATH: put it there"},
 	}}, nil
