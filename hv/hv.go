@@ -124,6 +124,11 @@ type Spec struct {
 	// caller's own.
 	Cgroups []string
 
+	// Reach are directories that hold what AddDisk and Snapshot may name later. A
+	// VMM that confines itself reaches, beside these, only what the Spec names.
+	// Those that do not exist are left out.
+	Reach []string
+
 	// ConsoleLog is where the driver keeps the guest's console output. It is
 	// appended to, and never holds more than ConsoleLimit bytes: older output
 	// moves to ConsoleLog + ".1", which is replaced.

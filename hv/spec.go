@@ -119,6 +119,11 @@ func (s *Spec) Validate() error {
 			return err
 		}
 	}
+	for _, dir := range s.Reach {
+		if err := checkPath("reach", dir); err != nil {
+			return err
+		}
+	}
 	if s.CID == 1 || s.CID == 2 || s.CID == 1<<32-1 {
 		return invalid("vsock context id %d is reserved", s.CID)
 	}
