@@ -18,6 +18,12 @@ func CheckHost(spec *hv.Spec, own []string) error {
 	if err := CheckDir(spec.Dir, own); err != nil {
 		return err
 	}
+	return CheckDevices(spec)
+}
+
+// CheckDevices wants the disks and TAPs that a Spec names to be there. Its errors
+// wrap hv.ErrInvalidSpec.
+func CheckDevices(spec *hv.Spec) error {
 	for _, d := range spec.Disks {
 		mode := os.O_RDWR
 		if d.ReadOnly {

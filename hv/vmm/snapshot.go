@@ -40,8 +40,12 @@ func ShapeOf(spec *hv.Spec) Shape {
 		VCPUs: spec.VCPUs, MaxVCPUs: max(spec.VCPUs, spec.MaxVCPUs), MemoryMiB: spec.MemoryMiB, MaxMemoryMiB: max(spec.MemoryMiB, spec.MaxMemoryMiB),
 		NICs: len(spec.NICs), Devices: len(spec.Devices), Vsock: spec.CID != 0, Balloon: spec.Balloon,
 	}
-	for _, d := range spec.Disks {
-		s.Disks = append(s.Disks, DiskShape{d.Serial, d.ReadOnly, d.Pmem})
+	for _, pmem := range []bool{false, true} { // a guest does not see how these follow each other
+		for _, d := range spec.Disks {
+			if d.Pmem == pmem {
+				s.Disks = append(s.Disks, DiskShape{d.Serial, d.ReadOnly, d.Pmem})
+			}
+		}
 	}
 	for _, sh := range spec.Shares {
 		s.Shares = append(s.Shares, sh.Tag)
