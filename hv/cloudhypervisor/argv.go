@@ -24,6 +24,7 @@ const (
 	ioDir         = "io"
 	consoleSocket = "io/console.sock"
 	agentSocket   = "io/agent.sock"
+	stageDir      = "restore" // what a restore is made from, while it is made
 )
 
 // longestSocket is the longest of the socket names.
@@ -34,7 +35,7 @@ const maxCmdline = 2047
 
 // ownFiles lists what a machine makes in its directory.
 func ownFiles() []string {
-	return append(sockets(), ioDir, vmm.RecordFile, vmm.ExitFile, eventsFile, logFile)
+	return append(sockets(), ioDir, stageDir, vmm.RecordFile, vmm.ExitFile, eventsFile, logFile)
 }
 
 // sockets lists those of ownFiles that a machine that has ended leaves none of.
@@ -42,9 +43,37 @@ func sockets() []string {
 	return []string{consoleSocket, consoleSocket + ".lock", agentSocket, apiSocket, apiLock}
 }
 
-// check wants a machine that this driver can run on this host. It starts
+// checkLaunch wants a machine that this driver can launch on this host. It starts
 // nothing and changes nothing.
-func check(spec *hv.Spec, f *findings) error {
+func checkLaunch(spec *hv.Spec, f *findings) error {
+	if err := checkMachine(spec, f); err != nil {
+		return err
+	}
+	switch more := spec.MaxMemoryMiB - spec.MemoryMiB; {
+	case more <= 0:
+	case !f.caps.ResizeMemory:
+		return fmt.Errorf("%w: this host's Cloud Hypervisor adds no memory", hv.ErrInvalidSpec)
+	case more%plugMiB != 0:
+		return fmt.Errorf("%w: %d MiB of memory, at most %d: the most must be more by a multiple of %d MiB", hv.ErrInvalidSpec, spec.MemoryMiB, spec.MaxMemoryMiB, plugMiB)
+	case spec.MemoryFile != "":
+		return fmt.Errorf("%w: memory that is the file %s cannot grow", hv.ErrInvalidSpec, spec.MemoryFile)
+	}
+	if spec.MemoryFile != "" {
+		if _, err := os.Lstat(spec.MemoryFile); err == nil {
+			return fmt.Errorf("%w: memory file %s is there already", hv.ErrInvalidSpec, spec.MemoryFile)
+		}
+	}
+	if err := vmm.CheckHost(spec, ownFiles()); err != nil {
+		return err
+	}
+	if err := vmm.CheckBoot(spec); err != nil {
+		return err
+	}
+	return checkLocks(spec.Disks)
+}
+
+// checkMachine wants what Launch and Restore want of a machine.
+func checkMachine(spec *hv.Spec, f *findings) error {
 	if err := spec.Validate(); err != nil {
 		return err
 	}
@@ -63,9 +92,10 @@ func check(spec *hv.Spec, f *findings) error {
 		what     string
 		got, max int
 	}{
-		{"vCPUs", spec.VCPUs, f.caps.MaxVCPUs},
+		{"vCPUs", max(spec.VCPUs, spec.MaxVCPUs), f.caps.MaxVCPUs},
 		{"disks", len(spec.Disks), f.caps.MaxDisks},
 		{"NICs", len(spec.NICs), f.caps.MaxNICs},
+		{"disks, NICs, shares and PCI devices", len(spec.Disks) + len(spec.NICs) + len(spec.Shares) + len(spec.Devices), maxDevices},
 		{"bytes of kernel command line", len(cmdline(spec)), maxCmdline},
 		{"bytes of configuration", len(body), f.traits.maxBody},
 	}
@@ -77,13 +107,22 @@ func check(spec *hv.Spec, f *findings) error {
 	if spec.MemoryMiB < minMemoryMiB {
 		return fmt.Errorf("%w: %d MiB of memory, at least %d are needed", hv.ErrInvalidSpec, spec.MemoryMiB, minMemoryMiB)
 	}
-	if err := vmm.CheckHost(spec, ownFiles()); err != nil {
-		return err
+	if spec.User != nil && !f.caps.Unprivileged {
+		return fmt.Errorf("%w: only root can have it run as user %d", hv.ErrInvalidSpec, spec.User.UID)
 	}
-	if err := vmm.CheckBoot(spec); err != nil {
-		return err
+	for _, d := range spec.Disks {
+		if !d.Pmem {
+			continue
+		}
+		fi, err := os.Stat(d.Path)
+		if err != nil {
+			return fmt.Errorf("%w: %w", hv.ErrInvalidSpec, err)
+		}
+		if fi.Size() == 0 || fi.Size()%pmemAlign != 0 {
+			return fmt.Errorf("%w: disk %s has %d bytes: to be persistent memory they must be a multiple of 2 MiB", hv.ErrInvalidSpec, d.Path, fi.Size())
+		}
 	}
-	return checkLocks(spec.Disks)
+	return nil
 }
 
 // checkLocks says which of the disks another program has in a way that excludes
@@ -92,6 +131,9 @@ func check(spec *hv.Spec, f *findings) error {
 // to version.
 func checkLocks(disks []hv.Disk) error {
 	for _, d := range disks {
+		if d.Pmem {
+			continue // it is mapped, and not locked
+		}
 		locked, err := isLocked(d)
 		if err != nil {
 			return fmt.Errorf("locks of disk %s: %w", d.Path, err)

@@ -1,6 +1,7 @@
 package cloudhypervisor
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -9,8 +10,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -32,6 +37,12 @@ const (
 	opPause    = "vm.pause"
 	opResume   = "vm.resume"
 	opButton   = "vm.power-button"
+	opAddNet   = "vm.add-net"
+	opAddDisk  = "vm.add-disk"
+	opRemove   = "vm.remove-device"
+	opResize   = "vm.resize"
+	opSnapshot = "vm.snapshot"
+	opRestore  = "vm.restore"
 )
 
 // budget is how long a call may take. They are generous: one thread serves all
@@ -40,6 +51,8 @@ func budget(op string) time.Duration {
 	switch op {
 	case opBoot:
 		return time.Minute // 16 ms measured; but it reads kernel and initramfs from disks that may be slow
+	case opSnapshot, opRestore:
+		return 10 * time.Minute // which read or write all the memory
 	case opQuit:
 		return 2 * time.Second // SIGKILL follows
 	}
@@ -51,11 +64,12 @@ func budget(op string) time.Duration {
 // concurrent use.
 type client struct {
 	http   *http.Client
+	socket string
 	budget func(op string) time.Duration
 }
 
 func newClient(socket string, budget func(string) time.Duration) *client {
-	return &client{budget: budget, http: &http.Client{
+	return &client{socket: socket, budget: budget, http: &http.Client{
 		Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				var d net.Dialer
@@ -94,16 +108,17 @@ func (c *client) get(ctx context.Context, op string, out any) error {
 }
 
 // put calls an endpoint that does something. body is nil for those that take
-// none: they refuse one.
-func (c *client) put(ctx context.Context, op string, body any) error {
-	return c.do(ctx, http.MethodPut, op, body, nil)
+// none: they refuse one. The files, which stay the caller's, go with the request
+// to one of the endpoints that take some.
+func (c *client) put(ctx context.Context, op string, body any, files ...*os.File) error {
+	return c.do(ctx, http.MethodPut, op, body, nil, files...)
 }
 
-func (c *client) do(ctx context.Context, method, op string, body, out any) error {
+func (c *client) do(ctx context.Context, method, op string, body, out any, files ...*os.File) error {
 	limit := c.budget(op)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer in %v: %w", limit, context.DeadlineExceeded))
 	defer cancel()
-	answer, err := c.send(ctx, method, op, body)
+	answer, err := c.send(ctx, method, op, body, files)
 	if err == nil && out != nil {
 		err = json.Unmarshal(answer, out)
 	}
@@ -114,10 +129,20 @@ func (c *client) do(ctx context.Context, method, op string, body, out any) error
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", op, context.Cause(ctx))
 	}
-	return fmt.Errorf("%s: %w", op, err)
+	return &brokenError{op, err}
 }
 
-func (c *client) send(ctx context.Context, method, op string, body any) ([]byte, error) {
+// brokenError is a call that came to no answer, or to one that is none, for
+// another reason than the time.
+type brokenError struct {
+	endpoint string
+	err      error
+}
+
+func (e *brokenError) Error() string { return e.endpoint + ": " + e.err.Error() }
+func (e *brokenError) Unwrap() error { return e.err }
+
+func (c *client) send(ctx context.Context, method, op string, body any, files []*os.File) ([]byte, error) {
 	// A reader of known length, for the server refuses chunks.
 	var content io.Reader
 	if body != nil {
@@ -134,7 +159,12 @@ func (c *client) send(ctx context.Context, method, op string, body any) ([]byte,
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.http.Do(req)
+	var resp *http.Response
+	if len(files) == 0 {
+		resp, err = c.http.Do(req)
+	} else {
+		resp, err = c.sendFiles(req, files)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +179,58 @@ func (c *client) send(ctx context.Context, method, op string, body any) ([]byte,
 		refused.chain = nil
 	}
 	return nil, refused
+}
+
+// sendFiles sends a request in one message with the files (SCM_RIGHTS of
+// unix(7)), as the server wants it, and net/http cannot.
+func (c *client) sendFiles(req *http.Request, files []*os.File) (*http.Response, error) {
+	var d net.Dialer
+	dialed, err := d.DialContext(req.Context(), "unix", c.socket)
+	if err != nil {
+		return nil, err
+	}
+	conn := dialed.(*net.UnixConn)
+	stop := context.AfterFunc(req.Context(), func() { conn.Close() }) // which breaks what waits on it
+	fail := func(err error) (*http.Response, error) {
+		stop()
+		conn.Close() // the call has failed
+		return nil, err
+	}
+	var message bytes.Buffer
+	req.Close = true
+	if err := req.Write(&message); err != nil {
+		return fail(err)
+	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	n, _, err := conn.WriteMsgUnix(message.Bytes(), unix.UnixRights(fds...), nil)
+	runtime.KeepAlive(files)
+	if err == nil && n < message.Len() {
+		_, err = conn.Write(message.Bytes()[n:])
+	}
+	if err != nil {
+		return fail(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxAnswer)), req)
+	if err != nil {
+		return fail(err)
+	}
+	resp.Body = &body{resp.Body, conn, stop}
+	return resp, nil
+}
+
+// body is an answer's, with the connection that it comes by.
+type body struct {
+	io.ReadCloser
+	conn io.Closer
+	stop func() bool
+}
+
+func (b *body) Close() error {
+	b.stop()
+	return errors.Join(b.ReadCloser.Close(), b.conn.Close())
 }
 
 // close ends what connections there are.
@@ -170,5 +252,9 @@ const (
 
 // info is what is used of the answer of vm.info.
 type info struct {
-	State string `json:"state"`
+	State  string `json:"state"`
+	Config stored `json:"config"`
+	// Devices are those that the guest has, by id, also while it is asked to let
+	// go of one that the configuration has no more.
+	Devices map[string]json.RawMessage `json:"device_tree"`
 }

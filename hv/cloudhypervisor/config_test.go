@@ -27,20 +27,28 @@ const openAPIEnv = "VOLANT_CH_OPENAPI"
 func configs() map[string]vmConfig {
 	full := hv.Spec{
 		ID: "web-1", Dir: "/run/volant/vms/web/1", VCPUs: 2, MemoryMiB: 4096, Kernel: "/k/vmlinux,1", Initramfs: "/i/init[rd]",
-		Cmdline: []string{"volant.vm=web-1", "quiet=no"},
+		Cmdline:  []string{"volant.vm=web-1", "quiet=no"},
+		MaxVCPUs: 4, MaxMemoryMiB: 8192, Balloon: true,
 		Disks: []hv.Disk{
 			{Serial: "volant-config", Path: "/d/config", ReadOnly: true},
+			{Serial: "volant-root", Path: "/d/root", ReadOnly: true, Pmem: true},
 			{Serial: "data", Path: "/d/da,ta"},
 		},
-		NICs: []hv.NIC{{Tap: "tap7", MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}}},
-		CID:  9,
+		NICs:    []hv.NIC{{Tap: "tap7", MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}}},
+		Shares:  []hv.Share{{Tag: "src", Socket: "/s/src.sock"}},
+		Devices: []string{"0000:01:00.0"},
+		CID:     9,
+		Reach:   []string{"/", "/not/there"},
 	}
 	bare := hv.Spec{ID: "bare", Dir: "/run/volant/vms/bare/1", VCPUs: 1, MemoryMiB: 64, Kernel: "/k/vmlinux"}
+	template := bare
+	template.MemoryFile = "/m/memory"
 	return map[string]vmConfig{
-		"full":    newConfig(&full, &findings{landlock: true}),
-		"bare":    newConfig(&bare, &findings{landlock: true}),
-		"unbound": newConfig(&full, &findings{}),
-		"barest":  newConfig(&bare, &findings{}),
+		"template": newConfig(&template, &findings{landlock: true}),
+		"full":     newConfig(&full, &findings{landlock: true}),
+		"bare":     newConfig(&bare, &findings{landlock: true}),
+		"unbound":  newConfig(&full, &findings{}),
+		"barest":   newConfig(&bare, &findings{}),
 	}
 }
 
@@ -86,19 +94,32 @@ func TestConfigTooLarge(t *testing.T) {
 	f := &findings{caps: hv.Capabilities{MaxVCPUs: maxVCPUs, MaxDisks: maxDisks, MaxNICs: maxNICs}}
 	for major, ok := range map[int]bool{53: false, 54: true} {
 		f.traits = version{major: major}.traits()
-		if err := check(&spec, f); (err == nil) != ok || err != nil && !errors.Is(err, hv.ErrInvalidSpec) {
+		if err := checkLaunch(&spec, f); (err == nil) != ok || err != nil && !errors.Is(err, hv.ErrInvalidSpec) {
 			t.Errorf("check for version %d: %v, want ok %v", major, err, ok)
 		}
 	}
 }
 
-// TestRequests holds every body that the driver can send against the API
-// description, with unknown fields forbidden: Cloud Hypervisor ignores them.
-func TestRequests(t *testing.T) {
-	file := os.Getenv(openAPIEnv)
-	if file == "" {
-		t.Skipf("%s does not name Cloud Hypervisor's API description", openAPIEnv)
+// calls lists the calls that the driver makes, with the bodies that it sends.
+func calls() map[string][]any {
+	list := map[string][]any{
+		opPing: nil, opQuit: nil, opBoot: nil, opInfo: nil, opCounters: nil, opPause: nil, opResume: nil, opButton: nil,
+		opAddNet:   {newNIC("net-1", hv.NIC{Tap: "tap7", MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}})},
+		opAddDisk:  {newDisk(hv.Disk{Serial: "a", Path: "/a", ReadOnly: true}), newDisk(hv.Disk{Serial: "b", Path: "/b"})},
+		opRemove:   {removeConfig{ID: "disk-a"}},
+		opResize:   {resizeConfig{VCPUs: 2}, resizeConfig{RAM: 1 << 30}, resizeConfig{VCPUs: 1, RAM: 1 << 30}},
+		opSnapshot: {snapshotConfig{Destination: "file:///d"}},
+		opRestore:  {restoreConfig{Source: "file:///d", Mode: "Copy"}, restoreConfig{Source: "file:///d", Mode: "OnDemand", NetFDs: []netFD{{ID: "net-1", FDs: 1}}}},
 	}
+	for _, c := range configs() {
+		list[opCreate] = append(list[opCreate], c)
+	}
+	return list
+}
+
+// describe reads an API description.
+func describe(t *testing.T, file string) map[string]any {
+	t.Helper()
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -107,21 +128,60 @@ func TestRequests(t *testing.T) {
 	if err := yaml.Unmarshal(b, &doc); err != nil {
 		t.Fatal(err)
 	}
+	// It does not have these, which the program does.
+	restore := at(doc, "components", "schemas", "RestoreConfig", "properties")
+	restore["net_fds"] = map[string]any{"type": "array", "items": map[string]any{"type": "object", "properties": map[string]any{
+		"id": map[string]any{"type": "string"}, "num_fds": map[string]any{"type": "integer"},
+	}}}
+	return doc
+}
+
+// TestRequests holds every body that the driver can send against the API
+// description, with unknown fields forbidden: Cloud Hypervisor ignores them.
+func TestRequests(t *testing.T) {
+	files := []string{filepath.Join("testdata", "openapi.yaml")}
+	if file := os.Getenv(openAPIEnv); file != "" {
+		files = append(files, file)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(filepath.Dir(file)), func(t *testing.T) { testRequests(t, describe(t, file)) })
+	}
+}
+
+// checkRequest returns what is wrong with a request.
+func checkRequest(doc map[string]any, method, op string, body any) []string {
+	call, ok := at(doc, "paths", "/"+op)[strings.ToLower(method)].(map[string]any)
+	_, takes := call["requestBody"]
+	if !ok || takes != (body != nil) {
+		return []string{fmt.Sprintf("%s %s: there is no such call, or it takes another body", method, op)}
+	}
+	if body == nil {
+		return nil
+	}
+	api := description{at(doc, "components", "schemas")}
+	return api.check(at(call, "requestBody", "content", "application/json", "schema"), body, op)
+}
+
+func testRequests(t *testing.T, doc map[string]any) {
+	for op, bodies := range calls() {
+		method := "put"
+		if op == opPing || op == opInfo || op == opCounters {
+			method = "get"
+		}
+		if bodies == nil {
+			bodies = []any{nil}
+		}
+		for _, body := range bodies {
+			if body != nil {
+				body = encode(t, body)
+			}
+			for _, fault := range checkRequest(doc, method, op, body) {
+				t.Error(fault)
+			}
+		}
+	}
 	api := description{at(doc, "components", "schemas")}
 	schema := at(doc, "paths", "/vm.create", "put", "requestBody", "content", "application/json", "schema")
-	for name, config := range configs() {
-		for _, fault := range api.check(schema, encode(t, config), name) {
-			t.Error(fault)
-		}
-	}
-	for op, method := range map[string]string{
-		opPing: "get", opQuit: "put", opCreate: "put", opBoot: "put", opInfo: "get", opCounters: "get", opPause: "put", opResume: "put", opButton: "put",
-	} {
-		call := at(doc, "paths", "/"+op, method)
-		if _, body := call["requestBody"]; len(call) == 0 || body != (op == opCreate) {
-			t.Errorf("%s %s: there is no such call, or it takes another body", method, op)
-		}
-	}
 	// The check itself must find what is wrong.
 	for name, change := range map[string]func(c map[string]any){
 		"unknown field":     func(c map[string]any) { c["memory"].(map[string]any)["sizee"] = 1 },

@@ -2,6 +2,7 @@ package cloudhypervisor
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -27,8 +28,10 @@ type Config struct {
 // safe for concurrent use.
 type Driver struct {
 	config Config
-	// checkKVM and budget are vmm.CheckKVM and budget, but for tests.
+	// checkKVM, openTap and budget are vmm.CheckKVM, vmm.OpenTap and budget, but for
+	// tests.
 	checkKVM func() error
+	openTap  func(name string) (*os.File, error)
 	budget   func(op string) time.Duration
 
 	mu    sync.Mutex // held through a probe, so that there is one at a time
@@ -39,19 +42,30 @@ var _ hv.Driver = (*Driver)(nil)
 
 // New returns a Driver. It looks at nothing yet.
 func New(config Config) *Driver {
-	return &Driver{config: config, checkKVM: vmm.CheckKVM, budget: budget}
+	return &Driver{config: config, checkKVM: vmm.CheckKVM, openTap: vmm.OpenTap, budget: budget}
 }
 
 // Name implements hv.Driver.
 func (d *Driver) Name() string { return Name }
 
-// Limits of a machine. A PCI segment has 32 slots, of which the host bridge and
-// the devices beside the disks take six; the disks are as many as with QEMU, so
-// that VMs run with either.
+// Limits of a machine. A PCI segment has 32 slots, of which the host bridge,
+// vsock, the entropy device, the balloon, pvpanic and the memory that can grow take
+// six; the disks are as many as with QEMU, so that VMs run with either.
 const (
-	maxVCPUs = 32
-	maxDisks = 19
-	maxNICs  = 1
+	maxVCPUs   = 32
+	maxDisks   = 19
+	maxNICs    = 4
+	maxDevices = 25
+)
+
+const (
+	// plugMiB is what virtio-mem's region must be a multiple of.
+	plugMiB = 128
+	// blockMiB is what virtio-mem adds and takes away at a time.
+	blockMiB = 2
+	// pmemAlign is what the size of persistent memory must be a multiple of, in
+	// bytes.
+	pmemAlign = 2 << 20
 )
 
 // minMemoryMiB leaves room for a kernel, which lies at 16 MiB, and itself.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 
@@ -128,7 +129,7 @@ type journal struct {
 // read calls found for what was written since the last read.
 func (j *journal) read(found func(event)) error {
 	if j.file == nil {
-		f, err := os.OpenFile(j.path, os.O_RDWR, 0) // for writing: to give back
+		f, err := openJournal(j.path)
 		if err != nil {
 			return err
 		}
@@ -157,6 +158,24 @@ func (j *journal) read(found func(event)) error {
 			return err
 		}
 	}
+}
+
+// openJournal opens the file, for writing too: to give back. A VMM that runs as
+// another user makes it where it could put a link instead, to a file of ours.
+func openJournal(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1) {
+		err = fmt.Errorf("%s is no file, or has other names", path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // giveBack frees the blocks of what was read, once it is much. The VMM goes on

@@ -3,6 +3,7 @@ package cloudhypervisor
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -514,25 +515,73 @@ func TestDiskInUse(t *testing.T) {
 	}
 }
 
-// TestCalls compares what a life asks of the API with a golden file.
+// TestCalls compares what a life asks of the API with a golden file, and with the
+// API description.
 func TestCalls(t *testing.T) {
 	d, binary := probed(t, script{})
-	spec := scriptedSpec(t)
-	vm, err := d.Launch(t.Context(), spec)
+	spec, disk := scriptedSpec(t), filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(disk, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec.Reach = []string{filepath.Dir(disk)}
+	spec.Balloon, spec.MaxVCPUs, spec.MaxMemoryMiB = true, 2, spec.MemoryMiB+128
+	spec.Disks = []hv.Disk{{Serial: "volant-upper", Path: disk}}
+	spec.NICs = []hv.NIC{{Tap: testTap, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
+	m, err := d.Launch(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	counters, err := vm.(hv.Meter).Counters(t.Context())
-	if err := errors.Join(err, vm.Pause(t.Context()), vm.Resume(t.Context()), vm.PowerButton(t.Context())); err != nil {
+	vm := m.(*machine)
+	counters, err := vm.Counters(t.Context())
+	if err != nil || counters["disk-volant-upper"]["read_latency_min"] != 1<<64-1 {
+		t.Errorf("counters = %v, %v", counters, err)
+	}
+	kept := filepath.Join(filepath.Dir(disk), "snapshot")
+	more, nic := hv.Disk{Serial: "more", Path: disk + "2"}, hv.NIC{Tap: testTap, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+	if err := errors.Join(os.Mkdir(kept, 0o700), os.WriteFile(more.Path, nil, 0o600),
+		vm.Resize(t.Context(), 2, spec.MaxMemoryMiB), vm.AddDisk(t.Context(), more), vm.RemoveDisk(t.Context(), more.Serial),
+		vm.AddNIC(t.Context(), nic), vm.RemoveNIC(t.Context(), nic.MAC), vm.Pause(t.Context()),
+	); err != nil {
 		t.Fatal(err)
 	}
-	if len(counters) != 0 {
-		t.Errorf("counters = %v of a machine without devices", counters)
+	s, err := vm.Snapshot(t.Context(), kept)
+	if err := errors.Join(err, vm.Resume(t.Context()), vm.PowerButton(t.Context())); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := vm.Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	got := strings.NewReplacer(spec.Dir, "/DIR", spec.Kernel, "/KERNEL").Replace(requests(t, binary))
+	again := scriptedSpec(t)
+	again.VCPUs, again.MaxVCPUs, again.MemoryMiB, again.MaxMemoryMiB = 2, 2, spec.MaxMemoryMiB, spec.MaxMemoryMiB
+	again.Balloon, again.Disks, again.NICs = true, spec.Disks, spec.NICs
+	restored, err := d.Restore(t.Context(), again, s, hv.RestoreOptions{OnDemand: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(restored.Resume(t.Context()), restored.Kill(t.Context())); err != nil {
+		t.Error(err)
+	}
+
+	var did []string
+	doc := describe(t, filepath.Join("testdata", "openapi.yaml"))
+	for line := range strings.Lines(requests(t, binary)) {
+		method, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		op, body, _ := strings.Cut(strings.TrimPrefix(rest, "/api/v1/"), " ")
+		body, _, _ = strings.Cut(body, " with ")
+		var sent any
+		if body != "" {
+			if err := json.Unmarshal([]byte(body), &sent); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, fault := range checkRequest(doc, method, op, sent) {
+			t.Error(fault)
+		}
+		if method == http.MethodPut { // how often it looks is a matter of time
+			did = append(did, line)
+		}
+	}
+	got := strings.NewReplacer(spec.Dir, "/DIR", again.Dir, "/DIR2", spec.Kernel, "/KERNEL", filepath.Dir(disk), "/DATA").Replace(strings.Join(did, ""))
 	golden := filepath.Join("testdata", "calls.txt")
 	if *update {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {

@@ -42,9 +42,25 @@ func (d *Driver) Launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
 }
 
 func (d *Driver) launch(ctx context.Context, spec *hv.Spec, f *findings) (*machine, error) {
-	if err := check(spec, f); err != nil {
+	if err := checkLaunch(spec, f); err != nil {
 		return nil, err
 	}
+	return d.begin(ctx, spec, f, beginning{
+		prepare: func() error { return makeMemory(spec) },
+		create:  func(ctx context.Context, api *client) error { return d.create(ctx, api, spec, f) },
+		run:     func(ctx context.Context, api *client) error { return api.put(ctx, opBoot, nil) },
+	})
+}
+
+// beginning is how a machine comes to be in a new process: what is done before
+// that is started, what makes the machine and its console, and what makes it run.
+type beginning struct {
+	prepare     func() error
+	create, run func(ctx context.Context, api *client) error
+}
+
+// begin starts Cloud Hypervisor and a machine in it. On error nothing is left.
+func (d *Driver) begin(ctx context.Context, spec *hv.Spec, f *findings, how beginning) (*machine, error) {
 	ctx, cancel := withStartTimeout(ctx)
 	defer cancel()
 	if ctx.Err() != nil {
@@ -52,7 +68,7 @@ func (d *Driver) launch(ctx context.Context, spec *hv.Spec, f *findings) (*machi
 	}
 	_, err := os.Lstat(spec.ConsoleLog)
 	freshConsole := errors.Is(err, fs.ErrNotExist)
-	m, proc, err := d.start(ctx, spec, f)
+	m, proc, err := d.start(ctx, spec, f, how)
 	if err == nil {
 		return m, nil
 	}
@@ -61,20 +77,27 @@ func (d *Driver) launch(ctx context.Context, spec *hv.Spec, f *findings) (*machi
 	} else if said := strings.TrimSpace(string(vmm.Tail(filepath.Join(spec.Dir, logFile), 1024))); said != "" {
 		err = fmt.Errorf("%w; Cloud Hypervisor said: %q", err, said)
 	}
+	err = errors.Join(err, undo(spec, m, proc))
 	if freshConsole {
-		defer func() { err = errors.Join(err, vmm.RemoveIfThere(spec.ConsoleLog)) }()
+		err = errors.Join(err, vmm.RemoveIfThere(spec.ConsoleLog))
 	}
-	err = errors.Join(err, undo(spec.Dir, m, proc))
 	if locked := checkLocks(spec.Disks); ctx.Err() == nil && errors.Is(locked, hv.ErrDiskInUse) {
 		err = fmt.Errorf("%w (%w)", locked, err) // somebody was faster
 	}
 	return nil, err
 }
 
-// start runs Cloud Hypervisor, tells it of the machine and boots that. On error
-// it returns what there is to undo.
-func (d *Driver) start(ctx context.Context, spec *hv.Spec, f *findings) (*machine, *vmm.Process, error) {
-	if err := os.Mkdir(filepath.Join(spec.Dir, ioDir), 0o700); err != nil {
+// start does what begin does. On error it returns what there is to undo.
+func (d *Driver) start(ctx context.Context, spec *hv.Spec, f *findings, how beginning) (*machine, *vmm.Process, error) {
+	dir := filepath.Join(spec.Dir, ioDir)
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		err = vmm.Give(dir, spec.User)
+	}
+	if err == nil {
+		err = how.prepare()
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	rec := hv.Record{Driver: Name, Version: f.caps.Version, Accel: f.caps.Accel, Channel: hv.ChannelVsock}
@@ -86,12 +109,12 @@ func (d *Driver) start(ctx context.Context, spec *hv.Spec, f *findings) (*machin
 	if err != nil {
 		return nil, proc, err
 	}
-	if err := api.put(ctx, opCreate, newConfig(spec, f)); err != nil {
+	if err := how.create(ctx, api); err != nil {
 		api.close()
 		return nil, proc, err
 	}
 	// Version 52 drops what the guest says before somebody listens, so that the
-	// console comes before the boot.
+	// console comes before the guest runs.
 	screen, err := dialConsole(spec.Dir)
 	if err != nil {
 		api.close()
@@ -102,13 +125,51 @@ func (d *Driver) start(ctx context.Context, spec *hv.Spec, f *findings) (*machin
 		api.close()
 		return nil, proc, errors.Join(err, screen.Close())
 	}
-	if err := api.put(ctx, opBoot, nil); err != nil {
+	m.openTap = d.openTap
+	if err := how.run(ctx, api); err != nil {
 		return m, proc, err
 	}
 	m.mu.Lock()
 	m.launching = false
 	m.mu.Unlock()
 	return m, proc, nil
+}
+
+// makeMemory makes the file that is to be the guest's memory.
+func makeMemory(spec *hv.Spec) error {
+	if spec.MemoryFile == "" {
+		return nil
+	}
+	f, err := os.OpenFile(spec.MemoryFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(int64(spec.MemoryMiB) << 20)
+	return errors.Join(err, f.Close(), vmm.Give(spec.MemoryFile, spec.User))
+}
+
+// create tells Cloud Hypervisor of the machine, and of its NICs, whose TAPs are
+// opened here.
+func (d *Driver) create(ctx context.Context, api *client, spec *hv.Spec, f *findings) error {
+	if err := api.put(ctx, opCreate, newConfig(spec, f)); err != nil {
+		return err
+	}
+	for _, n := range spec.NICs {
+		if err := addNIC(ctx, api, d.openTap, nicID(n.MAC), n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addNIC adds a NIC to a machine, cold or running.
+func addNIC(ctx context.Context, api *client, open func(string) (*os.File, error), id string, n hv.NIC) error {
+	tap, err := open(n.Tap)
+	if err != nil {
+		return err
+	}
+	defer tap.Close() // the VMM has its own
+	return api.put(ctx, opAddNet, newNIC(id, n), tap)
 }
 
 // reach waits until the API answers, and wants it to be that of proc.
@@ -145,9 +206,9 @@ func (d *Driver) reach(ctx context.Context, rec hv.Record, proc *vmm.Process) (*
 // ended says whether err, of a call, came of the end of the process, whose
 // connections break a moment before it has ended.
 func ended(proc *vmm.Process, err error) bool {
-	var refused *apiError
+	var broken *brokenError
 	wait := time.Duration(0)
-	if !errors.As(err, &refused) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+	if errors.As(err, &broken) {
 		wait = quitTimeout
 	}
 	select {
@@ -159,7 +220,7 @@ func ended(proc *vmm.Process, err error) bool {
 }
 
 // undo ends what start began.
-func undo(dir string, m *machine, proc *vmm.Process) error {
+func undo(spec *hv.Spec, m *machine, proc *vmm.Process) error {
 	var err error
 	if proc != nil {
 		var over chan struct{}
@@ -169,7 +230,10 @@ func undo(dir string, m *machine, proc *vmm.Process) error {
 		err = proc.End(over)
 	}
 	for _, name := range ownFiles() {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))
+		err = errors.Join(err, os.RemoveAll(filepath.Join(spec.Dir, name)))
+	}
+	if spec.MemoryFile != "" {
+		err = errors.Join(err, vmm.RemoveIfThere(spec.MemoryFile))
 	}
 	return err
 }
@@ -201,6 +265,7 @@ func (d *Driver) attach(ctx context.Context, rec hv.Record) (*machine, error) {
 		}
 		var m *machine
 		if m, err = take(rec, proc, api, screen, false); err == nil {
+			m.openTap = d.openTap
 			m.look()
 			return m, nil
 		}
@@ -242,9 +307,4 @@ func (d *Driver) Find(ctx context.Context, dir string) (hv.Record, error) {
 		return hv.Record{}, fmt.Errorf("cloud-hypervisor: find the machine of %s: %w", dir, gone(dir, err))
 	}
 	return rec, nil
-}
-
-// Restore is not offered yet: Capabilities say so.
-func (d *Driver) Restore(context.Context, hv.Spec, hv.Snapshot, hv.RestoreOptions) (hv.VM, error) {
-	return nil, fmt.Errorf("%s: restore: %w", Name, hv.ErrUnsupported)
 }

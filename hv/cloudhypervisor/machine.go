@@ -49,19 +49,22 @@ const (
 
 var errDetached = errors.New("detached")
 
-// machine is one running Cloud Hypervisor. It implements hv.VM and hv.Meter.
+// machine is one running Cloud Hypervisor.
 type machine struct {
 	rec     hv.Record
 	proc    *vmm.Process
 	api     *client
 	console *vmm.Console
 	agent   hv.Transport
-	drained chan struct{} // closed when drain returns
-	nudge   chan struct{} // has room for one: look how things stand
-	stop    chan struct{} // closed by Detach
-	over    chan struct{} // closed by supervise when it returns
+	openTap func(name string) (*os.File, error) // set before anybody has the machine
+	drained chan struct{}                       // closed when drain returns
+	nudge   chan struct{}                       // has room for one: look how things stand
+	stop    chan struct{}                       // closed by Detach
+	over    chan struct{}                       // closed by supervise when it returns
 
 	detach sync.Once
+
+	plugging sync.Mutex // held while devices are added or removed, one at a time; taken before all others
 
 	reading sync.Mutex // held while the journal is read, so that events stay in order; taken before mu
 	journal journal    // guarded by reading
@@ -79,8 +82,11 @@ type machine struct {
 }
 
 var (
-	_ hv.VM    = (*machine)(nil)
-	_ hv.Meter = (*machine)(nil)
+	_ hv.VM          = (*machine)(nil)
+	_ hv.Meter       = (*machine)(nil)
+	_ hv.Snapshotter = (*machine)(nil)
+	_ hv.Resizer     = (*machine)(nil)
+	_ hv.Plugger     = (*machine)(nil)
 )
 
 // take begins to look after a process whose API answers. screen is the console's

@@ -71,7 +71,9 @@ func (d *Driver) look(ctx context.Context, path string) (*findings, error) {
 		landlock: true,
 		caps: hv.Capabilities{
 			Driver: Name, Version: v.String(), Binary: path, Accel: hv.AccelKVM, Channel: hv.ChannelVsock,
-			Pause: true, PowerButton: true, MaxVCPUs: maxVCPUs, MaxDisks: maxDisks, MaxNICs: maxNICs,
+			Pause: true, PowerButton: true, ResizeCPU: true, ResizeMemory: true, PlugDisk: true, PlugNIC: true,
+			Pmem: true, Share: true, Device: true, Balloon: true, Unprivileged: os.Geteuid() == 0,
+			MaxVCPUs: maxVCPUs, MaxDisks: maxDisks, MaxNICs: maxNICs,
 		},
 	}
 	notices := []string{f.traits.notice}
@@ -83,11 +85,11 @@ func (d *Driver) look(ctx context.Context, path string) (*findings, error) {
 		return nil, fmt.Errorf("cloud-hypervisor: %w: it needs KVM, but %w: enable virtualization in the firmware, or nested virtualization in the hypervisor around this host, and see that /dev/kvm is there; or use --hypervisor qemu, which emulates",
 			hv.ErrUnavailable, err)
 	}
-	err = d.trial(ctx, f)
+	kept, err := d.trial(ctx, f)
 	if err != nil && ctx.Err() == nil {
 		f.landlock = false
 		confined := err
-		if err = d.trial(ctx, f); err == nil {
+		if kept, err = d.trial(ctx, f); err == nil {
 			notices = append(notices, fmt.Sprintf("Cloud Hypervisor runs without Landlock, with which its trial machine did not run (%v)", confined))
 		}
 	}
@@ -96,6 +98,9 @@ func (d *Driver) look(ctx context.Context, path string) (*findings, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cloud-hypervisor: %w: a trial machine did not run: %w", hv.ErrUnavailable, err)
+	}
+	if kept != nil {
+		notices = append(notices, fmt.Sprintf("Cloud Hypervisor takes no snapshots here: that of its trial machine failed (%v)", kept))
 	}
 	f.caps.Notice = joinNotices(notices)
 	return f, nil

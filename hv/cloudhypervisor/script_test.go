@@ -2,6 +2,7 @@ package cloudhypervisor
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +37,11 @@ type script struct {
 	Stays   bool               // vmm.shutdown is answered, and ignored
 	VCPU    bool               // the power button makes a virtual CPU fail
 	Confine bool               // the machine boots only without Landlock
+	Clings  bool               // the guest lets go of no device
+	Torn    string             // a part of a snapshot that is not written, although the call succeeds
+	NoState bool               // vm.snapshot fails, as where the host's KVM does not tell nested state
+	NoFault bool               // memory cannot be restored on demand, as without userfaultfd
+	Skips   bool               // vm.restore leaves out a disk, and succeeds
 }
 
 type refusal struct {
@@ -57,8 +62,11 @@ type scripted struct {
 
 	mu      sync.Mutex
 	config  *scriptedConfig // nil until vm.create
-	raw     json.RawMessage
 	state   string
+	devices map[string]bool // what the guest has, by id
+	leaving map[string]bool // what it was asked to let go of
+	taps    map[string]*os.File
+	memory  *guest.Memory
 	serial  net.Listener
 	screen  net.Conn
 	backlog []byte // what was printed while nobody listened
@@ -66,74 +74,16 @@ type scripted struct {
 	conns   chan net.Conn
 	server  *http.Server
 	gate    *sync.Cond // of mu: state has changed
-	disks   []*os.File
-}
-
-// scriptedConfig is what of a VmConfig it knows.
-type scriptedConfig struct {
-	CPUs struct {
-		Boot int `json:"boot_vcpus"`
-		Max  int `json:"max_vcpus"`
-	} `json:"cpus"`
-	Memory struct {
-		Size      uint64 `json:"size"`
-		Shared    bool   `json:"shared"`
-		Hugepages bool   `json:"hugepages"`
-		Prefault  bool   `json:"prefault"`
-	} `json:"memory"`
-	Payload struct {
-		Kernel    string `json:"kernel"`
-		Initramfs string `json:"initramfs"`
-		Cmdline   string `json:"cmdline"`
-	} `json:"payload"`
-	Disks []struct {
-		ID           string `json:"id"`
-		Path         string `json:"path"`
-		ReadOnly     bool   `json:"readonly"`
-		Direct       bool   `json:"direct"`
-		Sparse       bool   `json:"sparse"`
-		BackingFiles bool   `json:"backing_files"`
-		ImageType    string `json:"image_type"`
-		Serial       string `json:"serial"`
-	} `json:"disks"`
-	Net []struct {
-		ID   string `json:"id"`
-		Tap  string `json:"tap"`
-		MAC  string `json:"mac"`
-		TSO  bool   `json:"offload_tso"`
-		UFO  bool   `json:"offload_ufo"`
-		CSum bool   `json:"offload_csum"`
-	} `json:"net"`
-	RNG struct {
-		Src string `json:"src"`
-	} `json:"rng"`
-	Serial  scriptedConsole `json:"serial"`
-	Console scriptedConsole `json:"console"`
-	Debug   scriptedConsole `json:"debug_console"`
-	Vsock   *struct {
-		ID     string `json:"id"`
-		CID    uint64 `json:"cid"`
-		Socket string `json:"socket"`
-	} `json:"vsock"`
-	PVPanic  bool `json:"pvpanic"`
-	Watchdog bool `json:"watchdog"`
-	Landlock bool `json:"landlock_enable"`
-	Rules    []struct {
-		Path   string `json:"path"`
-		Access string `json:"access"`
-	} `json:"landlock_rules"`
-}
-
-type scriptedConsole struct {
-	Mode   string `json:"mode"`
-	Socket string `json:"socket"`
-	File   string `json:"file"`
+	disks   map[string]*os.File
 }
 
 // scriptedMain is the process.
 func scriptedMain() {
 	time.AfterFunc(10*time.Minute, func() { exit(3) }) // the test that started it has ended long ago
-	s := &scripted{dir: filepath.Dir(os.Args[0]), state: stateCreated}
+	s := &scripted{
+		dir: filepath.Dir(os.Args[0]), state: stateCreated, devices: make(map[string]bool), leaving: make(map[string]bool),
+		taps: make(map[string]*os.File), disks: make(map[string]*os.File),
+	}
 	s.gate = sync.NewCond(&s.mu)
 	b, err := os.ReadFile(filepath.Join(s.dir, "script.json"))
 	if err == nil {
@@ -175,7 +125,58 @@ func scriptedMain() {
 	if err != nil {
 		s.fail("Error binding API server socket: %v", err)
 	}
-	http.Serve(l, s)
+	srv := &http.Server{Handler: s, ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, connKey{}, c)
+	}}
+	srv.Serve(fdListener{l.(*net.UnixListener)})
+}
+
+type connKey struct{}
+
+// fdListener accepts connections that keep the files that come with a message.
+type fdListener struct{ *net.UnixListener }
+
+func (l fdListener) Accept() (net.Conn, error) {
+	c, err := l.AcceptUnix()
+	if err != nil {
+		return nil, err
+	}
+	return &fdConn{UnixConn: c}, nil
+}
+
+type fdConn struct {
+	*net.UnixConn
+	mu    sync.Mutex
+	files []*os.File // guarded by mu
+}
+
+func (c *fdConn) Read(b []byte) (int, error) {
+	oob := make([]byte, unix.CmsgSpace(8*4))
+	n, oobn, _, _, err := c.ReadMsgUnix(b, oob)
+	if messages, perr := unix.ParseSocketControlMessage(oob[:oobn]); perr == nil {
+		for _, m := range messages {
+			fds, _ := unix.ParseUnixRights(&m)
+			c.mu.Lock()
+			for _, fd := range fds {
+				c.files = append(c.files, os.NewFile(uintptr(fd), "passed"))
+			}
+			c.mu.Unlock()
+		}
+	}
+	if n == 0 && err == nil && len(b) > 0 {
+		err = io.EOF // ReadMsgUnix does not say so
+	}
+	return n, err
+}
+
+// passed takes the files that have come by the connection of a request.
+func passed(r *http.Request) []*os.File {
+	c := r.Context().Value(connKey{}).(*fdConn)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	files := c.files
+	c.files = nil
+	return files
 }
 
 // exit ends the process without the second that the race detector takes for it.
@@ -239,7 +240,12 @@ func (s *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.fail("%v", err)
 	}
-	fmt.Fprintf(log, "%s %s %s\n", r.Method, r.RequestURI, body)
+	files := passed(r)
+	with := ""
+	if len(files) > 0 {
+		with = fmt.Sprintf(" with %d files", len(files))
+	}
+	fmt.Fprintf(log, "%s %s %s%s\n", r.Method, r.RequestURI, body, with)
 	log.Close()
 	w.Header().Set("Server", "Firecracker API")
 
@@ -257,7 +263,7 @@ func (s *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, no.Body)
 		return
 	}
-	a := s.serve(r, op, body)
+	a := s.serve(r, op, body, files)
 	if a.body == nil {
 		w.WriteHeader(a.status)
 	} else {
@@ -273,18 +279,19 @@ func (s *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *scripted) serve(r *http.Request, op string, body []byte) answer {
+func (s *scripted) serve(r *http.Request, op string, body []byte, files []*os.File) answer {
 	method, takes := http.MethodPut, false
 	switch op {
 	case opPing, opInfo, opCounters:
 		method = http.MethodGet
-	case opCreate:
+	case opCreate, opAddNet, opAddDisk, opRemove, opResize, opSnapshot, opRestore:
 		takes = true
 	case opBoot, opPause, opResume, opButton, opQuit:
 	default:
 		return refuse(http.StatusNotFound, "Not found")
 	}
-	if r.Method != method || r.ContentLength != int64(len(body)) || len(body) > 51200 || (len(body) > 0) != takes || r.URL.RawQuery != "" {
+	if r.Method != method || r.ContentLength != int64(len(body)) || len(body) > 51200 || (len(body) > 0) != takes || r.URL.RawQuery != "" ||
+		len(files) > 0 && op != opAddNet && op != opRestore {
 		return answer{http.StatusBadRequest, json.RawMessage(`{"error": "Invalid HTTP request"}`)}
 	}
 	s.mu.Lock()
@@ -293,7 +300,7 @@ func (s *scripted) serve(r *http.Request, op string, body []byte) answer {
 	if strings.HasPrefix(s.Version, "v52") {
 		missing = http.StatusInternalServerError
 	}
-	if op != opPing && op != opQuit && op != opCreate && s.config == nil {
+	if op != opPing && op != opQuit && op != opCreate && op != opRestore && s.config == nil {
 		return refuse(missing, "VM is not created")
 	}
 	switch op {
@@ -310,13 +317,29 @@ func (s *scripted) serve(r *http.Request, op string, body []byte) answer {
 	case opBoot:
 		return s.boot()
 	case opInfo:
-		return answer{http.StatusOK, map[string]any{"config": s.raw, "state": s.state, "memory_actual_size": s.config.Memory.Size}}
+		tree := make(map[string]any)
+		for id := range s.devices {
+			tree[id] = map[string]any{"id": id, "pci_bdf": "0000:00:05.0"}
+		}
+		return answer{http.StatusOK, map[string]any{"config": s.config, "state": s.state, "memory_actual_size": s.config.Memory.Size, "device_tree": tree}}
 	case opCounters:
 		c := make(map[string]map[string]uint64)
 		for _, d := range s.config.Disks {
 			c[d.ID] = map[string]uint64{"read_ops": 1, "read_latency_min": 1<<64 - 1}
 		}
 		return answer{http.StatusOK, c}
+	case opAddNet:
+		return s.addNet(body, files)
+	case opAddDisk:
+		return s.addDisk(body)
+	case opRemove:
+		return s.remove(body)
+	case opResize:
+		return s.resize(body)
+	case opSnapshot:
+		return s.snapshot(body)
+	case opRestore:
+		return s.restore(body, files)
 	case opPause, opResume:
 		from, to := stateRunning, statePaused
 		if op == opResume {
@@ -343,173 +366,6 @@ func (s *scripted) serve(r *http.Request, op string, body []byte) answer {
 		go s.PowerOff()
 	}
 	return done()
-}
-
-func (s *scripted) create(body []byte) answer {
-	if s.config != nil {
-		return refuse(http.StatusInternalServerError, "VM is already created")
-	}
-	var c scriptedConfig
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&c); err != nil {
-		return refuse(http.StatusBadRequest, err.Error())
-	}
-	s.config, s.raw = &c, body // stored, whatever comes of it
-	for _, d := range c.Disks {
-		if d.ImageType != "Raw" {
-			return refuse(http.StatusInternalServerError, "the test wants an explicit image type")
-		}
-	}
-	if c.Console.Mode != "Off" || c.Debug.Mode != "Off" {
-		return refuse(http.StatusInternalServerError, "the test wants no other console")
-	}
-	if c.Landlock {
-		for _, r := range c.Rules {
-			if _, err := os.Stat(r.Path); err != nil {
-				return refuse(http.StatusInternalServerError, "Path "+r.Path+" provided in landlock-rules does not exist")
-			}
-		}
-	}
-	if err := s.openSerial(); err != nil {
-		return refuse(http.StatusInternalServerError, "Error creating console devices", err.Error())
-	}
-	return done()
-}
-
-// openSerial makes the serial port's socket and serves one client at a time. s.mu
-// is held.
-func (s *scripted) openSerial() error {
-	if s.config.Serial.Mode != "Socket" {
-		return errors.New("the test wants a serial port on a socket")
-	}
-	l, err := net.Listen("unix", s.config.Serial.Socket)
-	if err != nil {
-		return err
-	}
-	s.serial = l
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.mu.Lock()
-			if s.screen != nil {
-				s.screen.Close()
-			}
-			s.screen = c
-			c.Write(s.backlog)
-			s.backlog = nil
-			s.mu.Unlock()
-			s.gate.Broadcast()
-		}
-	}()
-	return nil
-}
-
-func (s *scripted) boot() answer {
-	if s.state != stateCreated {
-		return refuse(http.StatusInternalServerError, fmt.Sprintf("Invalid VM state transition: %s to Running", s.state))
-	}
-	s.say("vm", "booting", "")
-	c := s.config
-	if s.Confine && c.Landlock {
-		return refuse(http.StatusInternalServerError, "The VM could not boot", "Permission denied (os error 13)")
-	}
-	if _, err := os.Stat(c.Payload.Kernel); err != nil {
-		return refuse(http.StatusInternalServerError, "The VM could not boot", err.Error())
-	}
-	disks := c.Disks
-	for i, d := range disks {
-		f, err := openDisk(d.Path, d.ReadOnly)
-		if err != nil {
-			// What makes a second boot succeed without its disk.
-			c.Disks = append(slices.Clone(disks[:i]), disks[i+1:]...)
-			return refuse(http.StatusInternalServerError, "The VM could not boot", "Error manipulating disk", err.Error())
-		}
-		s.disks = append(s.disks, f)
-	}
-	if err := s.openVsock(); err != nil {
-		return refuse(http.StatusInternalServerError, "The VM could not boot", "Cannot create virtio-vsock backend", err.Error())
-	}
-	s.state = stateRunning
-	s.start()
-	s.say("vm", "booted", "")
-	return done()
-}
-
-func openDisk(path string, readOnly bool) (*os.File, error) {
-	mode, lock := os.O_RDWR, unix.Flock_t{Type: unix.F_WRLCK}
-	if readOnly {
-		mode, lock.Type = os.O_RDONLY, unix.F_RDLCK
-	}
-	f, err := os.OpenFile(path, mode, 0)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
-		return nil, errors.Join(errors.New("the disk image is already locked"), err, f.Close())
-	}
-	return f, nil
-}
-
-// openVsock makes the vsock device's socket. s.mu is held.
-func (s *scripted) openVsock() error {
-	v := s.config.Vsock
-	if v == nil {
-		return nil
-	}
-	granted := slices.ContainsFunc(s.config.Rules, func(r struct {
-		Path   string `json:"path"`
-		Access string `json:"access"`
-	}) bool {
-		return r.Path == filepath.Dir(v.Socket) && r.Access == "rw"
-	})
-	if s.config.Landlock && !granted {
-		return syscall.EACCES
-	}
-	l, err := net.Listen("unix", v.Socket)
-	if err != nil {
-		return err
-	}
-	s.vsock = l
-	return nil
-}
-
-// start runs the guest. s.mu is held.
-func (s *scripted) start() {
-	kernel, err := os.ReadFile(s.config.Payload.Kernel)
-	if err != nil {
-		s.fail("%v", err)
-	}
-	if bytes.Equal(kernel, trialKernel()) {
-		go s.runTrial()
-		return
-	}
-	if s.vsock == nil {
-		return
-	}
-	s.server = &http.Server{Handler: guest.Handler(s, guest.NewMemory())}
-	s.conns = make(chan net.Conn)
-	go s.server.Serve(&queue{conns: s.conns, closed: make(chan struct{})})
-	go s.accept(s.vsock, s.conns)
-	s.say("virtio-device", "activated", "vsock")
-}
-
-// runTrial is the trial machine's guest.
-func (s *scripted) runTrial() {
-	s.mu.Lock()
-	for s.screen == nil {
-		s.gate.Wait()
-	}
-	screen := s.screen
-	s.mu.Unlock()
-	if _, err := screen.Read(make([]byte, 1)); err != nil {
-		return
-	}
-	s.Print(trialText)
-	s.PowerOff()
 }
 
 // accept answers CONNECT and hands the streams to the guest.
@@ -637,32 +493,4 @@ func (s *scripted) Print(text string) {
 	if screen != nil {
 		io.WriteString(screen, text)
 	}
-}
-
-// OpenDisk implements guest.Machine.
-func (s *scripted) OpenDisk(serial string) (*os.File, error) {
-	for _, d := range s.config.Disks {
-		switch {
-		case d.Serial != serial:
-		case d.ReadOnly:
-			return os.Open(d.Path)
-		default:
-			return os.OpenFile(d.Path, os.O_RDWR, 0)
-		}
-	}
-	return nil, fmt.Errorf("no disk %q", serial)
-}
-
-// Size implements guest.Machine.
-func (s *scripted) Size() (vcpus, memoryMiB int) {
-	return s.config.CPUs.Boot, int(s.config.Memory.Size >> 20)
-}
-
-// NICs implements guest.Machine.
-func (s *scripted) NICs() []string {
-	var list []string
-	for _, n := range s.config.Net {
-		list = append(list, n.MAC)
-	}
-	return list
 }

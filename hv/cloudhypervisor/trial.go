@@ -22,31 +22,93 @@ const (
 )
 
 // trial launches a machine as Launch does, with all that a real one has but
-// disks and NICs, and wants it to say its text and to power off.
-func (d *Driver) trial(ctx context.Context, f *findings) (err error) {
+// disks and NICs, takes a snapshot of it, and wants it to say its text and to power
+// off. Then it wants the same of what it restores from the snapshot, and notes in
+// f what of that is possible; kept says why nothing is.
+func (d *Driver) trial(ctx context.Context, f *findings) (kept, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, trialTimeout, fmt.Errorf("it did not end in %v: %w", trialTimeout, context.DeadlineExceeded))
 	defer cancel()
 	base, err := os.MkdirTemp("", "volant-trial-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(base)) }()
-	kernel, dir := filepath.Join(base, "kernel"), filepath.Join(base, "vm")
-	if err := os.WriteFile(kernel, trialKernel(), 0o600); err != nil {
-		return err
+	if err := os.WriteFile(filepath.Join(base, "kernel"), trialKernel(), 0o600); err != nil {
+		return nil, err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
+	snapshots := filepath.Join(base, "snapshot")
+	if err := os.Mkdir(snapshots, 0o700); err != nil {
+		return nil, err
 	}
-	spec := hv.Spec{
-		ID: "trial", Dir: dir, VCPUs: 1, MemoryMiB: trialMiB, Kernel: kernel, CID: 3, ConsoleLog: filepath.Join(base, "console.log"),
-	}
-	m, err := d.launch(ctx, &spec, f)
+	spec, err := trialSpec(base, "vm")
 	if err != nil {
-		return err
+		return nil, err
 	}
+	spec.Reach = []string{snapshots}
+	m, err := d.launch(ctx, spec, f)
+	if err != nil {
+		return nil, err
+	}
+	s, kept := trialSnapshot(ctx, m, snapshots)
+	if err := finishTrial(ctx, m, spec); err != nil {
+		return nil, err
+	}
+	if kept == nil {
+		kept = d.trialRestore(ctx, f, base, s)
+	}
+	return kept, nil
+}
+
+// trialSpec returns a trial machine in a directory of its own, which it makes.
+func trialSpec(base, name string) (*hv.Spec, error) {
+	dir := filepath.Join(base, name)
+	return &hv.Spec{
+		ID: "trial", Dir: dir, VCPUs: 1, MemoryMiB: trialMiB, Kernel: filepath.Join(base, "kernel"), CID: 3,
+		ConsoleLog: filepath.Join(base, name+".log"),
+	}, os.Mkdir(dir, 0o700)
+}
+
+func trialSnapshot(ctx context.Context, m *machine, dir string) (hv.Snapshot, error) {
+	if err := m.Pause(ctx); err != nil {
+		return hv.Snapshot{}, err
+	}
+	return m.Snapshot(ctx, dir)
+}
+
+// trialRestore restores the trial machine, on demand if the version can: that
+// takes a copy's means and userfaultfd(2).
+func (d *Driver) trialRestore(ctx context.Context, f *findings, base string, s hv.Snapshot) error {
+	able := *f
+	able.caps.Snapshot, able.caps.OnDemand = true, true
+	var err error
+	for _, demand := range []bool{true, false} {
+		if demand && !f.traits.onDemand {
+			continue
+		}
+		var spec *hv.Spec
+		if spec, err = trialSpec(base, fmt.Sprintf("restored-%t", demand)); err != nil {
+			return err
+		}
+		var m *machine
+		if m, err = d.restore(ctx, spec, &able, s, hv.RestoreOptions{OnDemand: demand}); err == nil {
+			err = finishTrial(ctx, m, spec)
+		}
+		if err == nil {
+			f.caps.Snapshot, f.caps.Template, f.caps.OnDemand = true, true, demand
+			return nil
+		}
+	}
+	return err
+}
+
+// finishTrial has a trial machine, paused or not, say its text and power off.
+func finishTrial(ctx context.Context, m *machine, spec *hv.Spec) error {
 	exit := hv.Exit{}
-	if err = m.say("\n"); err == nil {
+	err := m.Resume(ctx)
+	if err == nil {
+		err = m.say("\n")
+	}
+	if err == nil {
 		exit, err = m.Wait(ctx)
 	}
 	if err != nil {

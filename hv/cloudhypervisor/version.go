@@ -37,15 +37,19 @@ func parseVersion(text string) (version, error) {
 type traits struct {
 	major   int // these hold from this version on
 	maxBody int // bytes of a request's body; more is refused
-	notice  string
+	// onDemand says that memory can be restored as the guest touches it. Version 52
+	// can, but what is snapshotted of such a machine later is corrupt (its issue
+	// 8525).
+	onDemand bool
+	notice   string
 }
 
 // traits returns those of the version, of the newest known one if it is newer.
 func (v version) traits() traits {
 	table := []traits{
-		{54, 4 << 20, ""},
-		{53, 51200, ""},
-		{minMajor, 51200, "Cloud Hypervisor 52 loses the console's output while volantd is stopped, and its guests' clocks stand still in a pause: 53 or newer is better"},
+		{54, 4 << 20, true, ""},
+		{53, 51200, true, ""},
+		{minMajor, 51200, false, "Cloud Hypervisor 52 loses the console's output while volantd is stopped, and its guests' clocks stand still in a pause: 53 or newer is better"},
 	}
 	for _, t := range table {
 		if v.major >= t.major {
