@@ -21,6 +21,9 @@ func (d *Daemon) runDir(vm string, incarnation int) string {
 	return filepath.Join(d.runDirs(vm), strconv.Itoa(incarnation))
 }
 
+// snapshotsDir is where snapshots of VMs lie, which their VMMs write.
+func (d *Daemon) snapshotsDir() string { return filepath.Join(d.cfg.DataDir, "snapshots") }
+
 // tempPrefix begins the names of files that are being written. What carries it
 // when the daemon starts was left by one that was killed.
 const tempPrefix = ".new-"

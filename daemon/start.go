@@ -165,6 +165,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	dir := d.runDir(vm.ID, vm.Incarnation)
 	spec := hv.Spec{
 		ID: vm.ID, Dir: dir, VCPUs: vm.CPUCores, MemoryMiB: vm.MemoryMB,
+		Reach:  []string{d.volumesDir(), d.snapshotsDir()},
 		Kernel: d.blobPath(kernel.Digest), ConsoleLog: filepath.Join(d.dataDir(vm.ID), consoleLog), ConsoleLimit: consoleLimit,
 		VMMLog: vmmLog(d.dataDir(vm.ID), vm.Incarnation),
 	}
