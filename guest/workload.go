@@ -123,7 +123,7 @@ func (w *workload) start(again bool) (*running, error) {
 		r.copies.Go(func() { capture(io.err, wire.Stderr, w.ring, io.tty, w.hub.sink(stdio.Stderr)) })
 	}
 	w.status.update(func(s *wire.Status) {
-		s.Workload, s.PID, s.Healthy, s.Failure = wire.WorkloadRunning, r.pid, nil, nil
+		s.Workload, s.PID, s.Healthy, s.Failure, s.RetryAt = wire.WorkloadRunning, r.pid, nil, nil, nil
 		if again {
 			s.Restarts++
 		}
@@ -132,28 +132,48 @@ func (w *workload) start(again bool) (*running, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	r.side.Go(func() { w.started(ctx) })
+	if again {
+		r.side.Go(func() {
+			if sleep(ctx, backoffReset) {
+				w.status.update(func(s *wire.Status) { s.Streak = 0 })
+			}
+		})
+	}
 	return r, nil
+}
+
+// again reports whether a process that ended so is to be started again, having
+// been so restarts times.
+func (w *workload) again(exit wire.WorkloadExit, restarts int) bool {
+	if w.cfg.RestartMax > 0 && restarts >= w.cfg.RestartMax {
+		return false
+	}
+	return w.cfg.Restart == wire.RestartAlways || w.cfg.Restart == wire.RestartOnFailure && exit.Code != 0
 }
 
 // supervise waits for the process and starts it again for as long as the
 // policy says, or until ctx is over, which means to stop it. It returns the
 // status that the guest ends with.
 func (w *workload) supervise(ctx context.Context, r *running) func(*wire.Status) {
-	backoff := time.Duration(0)
+	backoff, streak := time.Duration(0), 0
 	for {
 		exit := w.wait(ctx, r)
 		w.log.Info("workload exited", keyExit, exit.Code, keySignal, exit.Signal)
 		over := func(s *wire.Status) {
-			s.Workload, s.PID, s.Exit, s.Healthy, s.Failure = wire.WorkloadExited, 0, &exit, nil, nil
+			s.Workload, s.PID, s.Exit, s.Healthy, s.Failure, s.RetryAt = wire.WorkloadExited, 0, &exit, nil, nil, nil
 		}
-		again := w.cfg.Restart == wire.RestartAlways || w.cfg.Restart == wire.RestartOnFailure && exit.Code != 0
-		if !again || ctx.Err() != nil {
+		if ctx.Err() != nil || !w.again(exit, w.status.get().Restarts) {
 			return over
 		}
-		backoff = nextBackoff(backoff, time.Since(r.since))
+		ran := time.Since(r.since)
+		if backoff = nextBackoff(backoff, ran); ran >= backoffReset {
+			streak = 0
+		}
+		streak++
+		at := time.Now().Add(backoff)
 		w.status.update(func(s *wire.Status) {
 			over(s)
-			s.Workload = wire.WorkloadBackoff
+			s.Workload, s.Streak, s.RetryAt = wire.WorkloadBackoff, streak, &at
 		})
 		w.log.Info("workload will be started again", keyDelay, backoff)
 		if !sleep(ctx, backoff) {

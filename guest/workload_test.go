@@ -233,6 +233,38 @@ func TestWorkloadRestarts(t *testing.T) {
 	}
 }
 
+// TestWorkloadIsGivenUp has a workload that always fails, and may be started
+// again so many times.
+func TestWorkloadIsGivenUp(t *testing.T) {
+	w := newTestWorkload(t, "exit 3", func(c *wire.WorkloadConfig) { c.Restart, c.RestartMax = wire.RestartOnFailure, 2 })
+	var streaks []int
+	done := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer close(done)
+		for seq := uint64(0); ctx.Err() == nil; {
+			st := w.status.wait(ctx, nil, seq, time.Minute)
+			if seq = st.Seq; st.Workload == wire.WorkloadBackoff {
+				streaks = append(streaks, st.Streak)
+				if st.RetryAt == nil || time.Until(*st.RetryAt) > backoffMax || time.Since(*st.RetryAt) > backoffMax {
+					t.Errorf("in backoff, to be started again at %v", st.RetryAt)
+				}
+			} else if st.RetryAt != nil {
+				t.Errorf("%s, to be started again at %v", st.Workload, st.RetryAt)
+			}
+		}
+	}()
+	st := runToEnd(t, t.Context(), w)
+	cancel()
+	<-done
+	if st.Workload != wire.WorkloadExited || st.Exit.Code != 3 || st.Restarts != 2 || st.RetryAt != nil || st.Streak != 2 {
+		t.Errorf("status = %+v, exit %+v, want 3 after 2 restarts", st, st.Exit)
+	}
+	if !slices.IsSorted(streaks) || len(streaks) > 2 { // a busy host misses some
+		t.Errorf("streaks = %v, want 1 and 2", streaks)
+	}
+}
+
 func TestWorkloadStops(t *testing.T) {
 	tests := []struct {
 		name, script string

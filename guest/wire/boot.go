@@ -106,6 +106,9 @@ type WorkloadConfig struct {
 	Workdir string        `json:"workdir,omitempty"` // default /
 	User    string        `json:"user,omitempty"`    // name or uid[:gid]; default root
 	Restart RestartPolicy `json:"restart,omitempty"` // default never
+	// RestartMax is how often it may be started again in this incarnation; 0 for
+	// any number of times.
+	RestartMax int `json:"restart_max,omitempty"`
 	// StopSignal is sent on shutdown: by name ("SIGTERM", the default, "INT",
 	// "SIGRTMIN+3") or by number.
 	StopSignal string `json:"stop_signal,omitempty"`

@@ -248,6 +248,9 @@ func (w *WorkloadConfig) validate() error {
 	default:
 		return fmt.Errorf("restart: %q is none of never, on-failure, always", w.Restart)
 	}
+	if w.RestartMax < 0 {
+		return fmt.Errorf("restart_max: %d is negative", w.RestartMax)
+	}
 	if w.Workdir != "" && (w.Workdir[0] != '/' || strings.ContainsRune(w.Workdir, 0)) {
 		return fmt.Errorf("workdir: %q is not an absolute path", w.Workdir)
 	}

@@ -168,6 +168,7 @@ func TestValidate(t *testing.T) {
 		{"workdir", func(c *BootConfig) { c.Workload.Workdir = "srv" }},
 		{"stop_timeout", func(c *BootConfig) { c.Workload.StopTimeout = -1 }},
 		{"base_url", func(c *BootConfig) { c.Workload.BaseURL = "127.0.0.1:80" }},
+		{"restart_max", func(c *BootConfig) { c.Workload.RestartMax = -1 }},
 		{"health", func(c *BootConfig) { c.Workload.Health.TCP = "127.0.0.1:80" }},
 		{"tcp", func(c *BootConfig) { c.Workload.Health = &Health{TCP: "80"} }},
 		{"health", func(c *BootConfig) { c.Workload.Health = &Health{HTTP: "ftp://a"} }},

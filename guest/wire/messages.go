@@ -58,6 +58,11 @@ type Status struct {
 	Workload WorkloadState `json:"workload"`
 	PID      int           `json:"pid,omitempty"`
 	Restarts int           `json:"restarts"`
+	// Streak is how often in a row it has ended soon after its start; 0 again once
+	// it has run for a while.
+	Streak int `json:"streak,omitempty"`
+	// RetryAt is when it will be started again, in WorkloadBackoff only.
+	RetryAt *time.Time `json:"retry_at,omitempty"`
 	// Exit is the last exit of the workload, nil before the first. One that
 	// could not be started at all has the code that shells give for that: 127
 	// where the command or its interpreter is missing, 126 where it cannot run.
