@@ -202,6 +202,25 @@ func crashCases() []crashCase {
 			},
 		},
 		{
+			name: "crashes until it is given up",
+			prepare: func(d *instance) {
+				m := d.manifest("crash")
+				m.Restart = &api.Restart{Policy: api.RestartOnFailure, MaxRetries: 1}
+				if _, err := d.InstallPlugin(ctx, m); err != nil {
+					d.w.t.Fatal(err)
+				}
+			},
+			act: func(d *instance) { d.CreateVM(ctx, api.VMCreate{Name: "web", Plugin: "crash"}) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				if len(vms) > 0 {
+					one(t, vms, api.VMCrashed, api.VMFailed)
+					if vm := vms[0]; vm.RestartCount != 1 || vm.Incarnation < 2 || vm.NextStartAt != nil || !strings.Contains(vm.Reason, "started again 1 times") {
+						t.Errorf("given up: %+v", vm)
+					}
+				}
+			},
+		},
+		{
 			name: "workload exits",
 			act: func(d *instance) {
 				d.InstallPlugin(ctx, d.manifest("exit", "3"))

@@ -486,6 +486,7 @@ func (n *memNetwork) state() (taps, rules []string) {
 //	/panic             the kernel panics before the agent answers
 //	/stranger          the agent says that it is another VM's
 //	/sick              runs, and is unhealthy
+//	/crash             runs, and then the kernel panics
 //	/lost              could not read its boot configuration
 type fakeGuest struct {
 	m    *hvtest.Machine
@@ -567,6 +568,11 @@ func (g *fakeGuest) run(args []string) {
 		return
 	}
 	g.set(func(s *wire.Status) { s.Workload, s.PID = wire.WorkloadRunning, 7 })
+	if args[0] == "/crash" {
+		time.Sleep(5 * time.Millisecond)
+		g.m.Panic()
+		return
+	}
 	g.print(wire.Stdout, "hello from "+g.cfg.Hostname)
 	if args[0] == "/exit" {
 		code, _ := strconv.Atoi(args[1])

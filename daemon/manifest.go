@@ -120,8 +120,9 @@ func workloadConfig(vm *row.VM, m *api.Manifest) wire.WorkloadConfig {
 		env = make(map[string]string, len(vm.Env))
 	}
 	maps.Copy(env, vm.Env)
+	policy, most := guestPolicy(vm, m)
 	out := wire.WorkloadConfig{
-		Args: w.Entrypoint, Workdir: w.Workdir, User: w.User, Restart: restartPolicy(m),
+		Args: w.Entrypoint, Workdir: w.Workdir, User: w.User, Restart: policy, RestartMax: most,
 		StopSignal: w.StopSignal, StopTimeout: stopTimeout(m), BaseURL: w.BaseURL, Health: healthConfig(m),
 		TTY: w.TTY, Stdin: w.Stdin, Attach: vm.Attach && vm.Incarnation == 1,
 	}
@@ -129,13 +130,6 @@ func workloadConfig(vm *row.VM, m *api.Manifest) wire.WorkloadConfig {
 		out.Env = append(out.Env, k+"="+env[k])
 	}
 	return out
-}
-
-func restartPolicy(m *api.Manifest) wire.RestartPolicy {
-	if m.Restart == nil {
-		return wire.RestartNever
-	}
-	return wire.RestartPolicy(m.Restart.Policy)
 }
 
 // kernelParameters splits what a user adds to the kernel command line and

@@ -51,7 +51,11 @@ func (w *worker) start(ctx context.Context, vm *row.VM) error {
 		if err != nil {
 			return nil, err
 		}
+		if vm.Tries.Auto && vm.RestartCount > 0 {
+			ev.Message = fmt.Sprintf("restart %d", vm.RestartCount)
+		}
 		vm.Incarnation++
+		vm.NextStartAt, vm.Tries.Guest = nil, 0
 		vm.BootID, vm.Record, vm.PID, vm.Exit, vm.StartedAt = w.d.cfg.BootID, nil, 0, nil, nil
 		vm.AgentUp, vm.Hypervisor, vm.Accel, vm.Initramfs = false, "", "", ""
 		return []api.Event{ev}, nil
@@ -401,9 +405,15 @@ func (w *worker) abandon(ctx context.Context, vm *row.VM) error {
 	return w.settle(ctx, vm, api.VMStopped, "")
 }
 
-// failed ends an incarnation that did not come up. The wish ends with it: what
-// failed once for a reason of the host or the image fails again.
+// failed ends an incarnation that did not come up. The wish of an operator ends
+// with it: what failed once for a reason of the host or the image fails again. An
+// automatic start, which nobody looks at and which worked once, is tried again
+// as the restart policy says.
 func (w *worker) failed(ctx context.Context, vm *row.VM, reason string) error {
+	m, err := w.d.store.Manifest(ctx, vm.Manifest)
+	if err != nil {
+		return err
+	}
 	if w.live != nil {
 		if err := w.kill(ctx); err != nil {
 			return err
@@ -414,12 +424,17 @@ func (w *worker) failed(ctx context.Context, vm *row.VM, reason string) error {
 	if err := w.disconnect(ctx); err != nil {
 		return err
 	}
-	_, err := w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
-		if vm.Desired == api.DesiredRunning && !vm.Replaced() {
+	_, err = w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
+		why, more := reason, []api.Event(nil)
+		switch {
+		case vm.Desired != api.DesiredRunning || vm.Replaced():
+		case vm.Tries.Auto:
+			why, more = w.d.again(vm, &m, false, reason)
+		default:
 			vm.Desired = api.DesiredStopped
 		}
-		ev, err := enter(vm, api.VMFailed, reason)
-		return []api.Event{ev}, err
+		ev, err := enter(vm, api.VMFailed, why)
+		return append([]api.Event{ev}, more...), err
 	})
 	if err == nil {
 		w.log.Error("VM could not be started", keyName, vm.Name, keyIncarnation, vm.Incarnation, keyReason, reason)
@@ -516,7 +531,7 @@ func applyStatus(vm *row.VM, r report) []api.Event {
 	if e := r.status.Exit; e != nil {
 		vm.Exit = &api.VMExit{Code: e.Code, Signal: clip(e.Signal, 32), OOMKilled: e.OOMKilled, Time: e.Time.UTC()}
 	}
-	return setHealth(vm, healthOf(vm, &r.status))
+	return append(applyRestarts(vm, &r.status), setHealth(vm, healthOf(vm, &r.status))...)
 }
 
 // saveTimeline keeps the timeline for later; it is a record of measurements,

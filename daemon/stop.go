@@ -23,10 +23,18 @@ func (w *worker) supervise(ctx context.Context, vm *row.VM) error {
 	m := w.live
 	for {
 		r := m.get()
-		if r.hello != nil || r.status.Seq > 0 {
-			if err := w.noteStatus(ctx, vm, r); err != nil {
+		wait, unsteady := w.d.steadyIn(vm, &r.status)
+		if r.hello != nil || r.status.Seq > 0 || unsteady && wait <= 0 {
+			now, err := w.noteStatus(ctx, vm, r)
+			if err != nil {
 				return err
 			}
+			vm = &now
+			wait, unsteady = w.d.steadyIn(vm, &r.status)
+		}
+		var steady <-chan time.Time
+		if unsteady {
+			steady = time.After(wait)
 		}
 		if final(r) {
 			return w.finish(ctx, vm)
@@ -38,6 +46,7 @@ func (w *worker) supervise(ctx context.Context, vm *row.VM) error {
 		select {
 		case <-news:
 		case <-later:
+		case <-steady:
 		case <-m.exited:
 			return w.over(ctx, vm, m.exit)
 		case <-m.lost:
@@ -52,18 +61,20 @@ func (w *worker) supervise(ctx context.Context, vm *row.VM) error {
 }
 
 // noteStatus writes a report into the row, if that changes anything there.
-func (w *worker) noteStatus(ctx context.Context, vm *row.VM, r report) error {
+func (w *worker) noteStatus(ctx context.Context, vm *row.VM, r report) (row.VM, error) {
 	if r.alien != nil {
 		w.log.Warn("guest not understood", keyErr, r.alien)
 	}
-	_, err := w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) { return applyStatus(vm, r), nil })
+	now, err := w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
+		return append(applyStatus(vm, r), w.d.settleDown(vm, &r.status)...), nil
+	})
 	if err != nil {
-		return err
+		return row.VM{}, err
 	}
 	if tl := w.timeline.Load(); r.status.Seq > 0 && tl.setGuest(r.status.Timeline) {
 		w.saveTimeline()
 	}
-	return nil
+	return now, nil
 }
 
 // final reports whether the workload has ended for good.
@@ -252,12 +263,17 @@ func (w *worker) over(ctx context.Context, vm *row.VM, exit hv.Exit) error {
 		}
 		w.saveTimeline()
 	}
-	if vm.Status == api.VMStarting && vm.Desired == api.DesiredRunning && !vm.Replaced() && exit.Reason != exitHostReboot {
-		return w.failed(ctx, vm, bootReason(exit, last, w.d.lastWords(vm.ID)))
-	}
 	m, err := w.d.store.Manifest(ctx, vm.Manifest)
 	if err != nil {
 		return err
+	}
+	whileBooting := ""
+	if vm.Status == api.VMStarting && vm.Desired == api.DesiredRunning && !vm.Replaced() && exit.Reason != exitHostReboot {
+		whileBooting = bootReason(exit, last, w.d.lastWords(vm.ID))
+		// What the guest itself says would be no other the next time.
+		if again, _ := startsAgain(vm, &m, false); !again || last.status.Error != "" {
+			return w.failed(ctx, vm, whileBooting)
+		}
 	}
 	if agentKind(&m) != api.AgentNone {
 		w.endLog(vm)
@@ -272,14 +288,18 @@ func (w *worker) over(ctx context.Context, vm *row.VM, exit hv.Exit) error {
 		}
 		to, reason := outcome(vm, exit, last)
 		unasked := vm.Status != api.VMStopping && vm.Desired == api.DesiredRunning && !vm.Replaced()
-		if unasked {
-			w.again(vm, &m, to, exit)
+		if unasked && whileBooting != "" {
+			to, reason = api.VMCrashed, whileBooting
 		}
-		if to == api.VMFailed { // of a VM that ran: only a start fails
-			to = api.VMCrashed
+		var more []api.Event
+		switch {
+		case unasked && exit.Reason == exitHostReboot:
+			vm.AcceptedAt, vm.NextStartAt, vm.Tries.Auto = w.d.cfg.Now().UTC(), nil, true
+		case unasked:
+			reason, more = w.d.again(vm, &m, to == api.VMStopped, reason)
 		}
 		ev, err := enter(vm, to, reason)
-		return []api.Event{ev}, err
+		return append([]api.Event{ev}, more...), err
 	})
 	if err != nil {
 		return err
@@ -366,24 +386,6 @@ func withDetail(s, detail string) string {
 		return s
 	}
 	return s + ": " + clip(detail, 500)
-}
-
-// again decides, for a VM that has ended by itself, whether it is still wanted.
-func (w *worker) again(vm *row.VM, m *api.Manifest, to api.VMState, exit hv.Exit) {
-	if exit.Reason == exitHostReboot {
-		vm.AcceptedAt = w.d.cfg.Now().UTC()
-		return
-	}
-	policy := restartPolicy(m)
-	if policy != wire.RestartAlways && (policy != wire.RestartOnFailure || to != api.VMCrashed) {
-		vm.Desired = api.DesiredStopped
-		return
-	}
-	if vm.StartedAt != nil && w.d.cfg.Now().Sub(*vm.StartedAt) > w.d.t.steady {
-		vm.Restarts = 0
-	}
-	vm.Restarts++
-	vm.AcceptedAt = w.d.cfg.Now().UTC()
 }
 
 // disconnect closes the VM's port and removes its tap.

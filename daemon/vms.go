@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"github.com/volantvm/volant/client/api"
-	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/ipam"
 	"github.com/volantvm/volant/store/row"
@@ -146,7 +145,7 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	vm.Name, vm.Status, vm.Desired = req.Name, api.VMPending, api.DesiredRunning
 	vm.CPUCores, vm.MemoryMB, vm.KernelCmdline, vm.Kernel = res.CPUCores, res.MemoryMB, req.KernelCmdline, m.Kernel
 	vm.Labels, vm.AutoRemove = api.MergeLabels(m.Labels, req.Labels), req.AutoRemove
-	vm.Attach, vm.HealthCheck = req.Attach, probed(&m)
+	vm.Attach, vm.HealthCheck, vm.Restart = req.Attach, probed(&m), m.Restart
 	if m.Workload != nil {
 		vm.TTY, vm.Stdin = m.Workload.TTY, m.Workload.Stdin
 	}
@@ -167,7 +166,7 @@ func (d *Daemon) canRun(ctx context.Context, m *api.Manifest, req api.VMCreate) 
 	if err := checkSupported(m); err != nil {
 		return err
 	}
-	if req.AutoRemove && restartPolicy(m) != wire.RestartNever {
+	if req.AutoRemove && policyOf(m).Policy != api.RestartNever {
 		return api.Errorf(api.CodeInvalid, "auto_remove: the plugin's VMs are started again when they end (restart.policy %s)", m.Restart.Policy).
 			WithHint("give restart.policy never too")
 	}
@@ -383,7 +382,7 @@ func (d *Daemon) change(ctx context.Context, name, op string, alter func(vm *row
 	if err != nil {
 		return api.VM{}, d.publicError(op, err)
 	}
-	if !vm.Settled() {
+	if !vm.Settled() || d.worker(vm.ID) != nil { // which may wait for its next start
 		d.kick(vm.ID)
 	}
 	return vm.VM, nil
@@ -395,6 +394,9 @@ func (d *Daemon) update(ctx context.Context, id string, change func(vm *row.VM) 
 	vm, evs, err := d.store.ChangeVM(ctx, id, func(vm *row.VM) ([]api.Event, error) {
 		settled := vm.Settled()
 		evs, err := change(vm)
+		if vm.Settled() && !settled {
+			vm.NextStartAt, vm.CrashLoop, vm.Tries.Streak = nil, false, 0
+		}
 		if vm.AutoRemove && vm.Settled() && !settled {
 			vm.Desired = api.DesiredAbsent // in the transaction of its end: whoever dies now, it is not forgotten
 		}
@@ -470,7 +472,8 @@ func (d *Daemon) wishRunning(vm *row.VM) {
 	if vm.Desired == api.DesiredRunning && up {
 		return
 	}
-	vm.Desired, vm.Restarts, vm.Stop = api.DesiredRunning, 0, api.VMStop{}
+	vm.Desired, vm.Stop = api.DesiredRunning, api.VMStop{}
+	beginAnew(vm)
 	if !up {
 		vm.AcceptedAt = d.cfg.Now().UTC()
 	}
@@ -520,7 +523,8 @@ func (d *Daemon) RestartVM(ctx context.Context, name string, how api.VMStop) (ap
 			// The incarnation that an earlier restart asked for is on its way.
 			vm.Desired = api.DesiredRunning
 		default:
-			vm.Desired, vm.Restarts, vm.Stop, vm.Replace = api.DesiredRunning, 0, how, vm.Incarnation
+			vm.Desired, vm.Stop, vm.Replace = api.DesiredRunning, how, vm.Incarnation
+			beginAnew(vm)
 			vm.AcceptedAt = d.cfg.Now().UTC()
 		}
 		return nil
@@ -632,6 +636,8 @@ func reached(vm *row.VM, what api.VMWait) (bool, error) {
 			return false, api.Errorf(api.CodeConflict, "VM %s is paused and will not be %s", vm.Name, what).WithHint("volar vms resume %s lets it go on", vm.Name)
 		case up && what == api.WaitHealthy && vm.Health.Status == api.HealthUnhealthy:
 			return false, unhealthy(vm)
+		case vm.CrashLoop && (!up || what == api.WaitHealthy && !vm.Healthy):
+			return false, looping(vm)
 		}
 		return up && (what == api.WaitRunning || vm.Healthy), nil
 	case api.WaitPaused:
@@ -655,6 +661,19 @@ func unhealthy(vm *row.VM) error {
 		e.Message += ": " + vm.Health.Output
 	}
 	return e.WithHint("volar vms logs %s shows what it said", vm.Name)
+}
+
+// looping is the error of a VM that ends again and again.
+func looping(vm *row.VM) error {
+	why := vm.Reason
+	if why == "" && vm.Exit != nil {
+		why = exitSentence(vm.Exit)
+	}
+	e := api.Errorf(api.CodeConflict, "VM %s ends again and again, and is in a crash loop", vm.Name)
+	if why != "" {
+		e.Message += ": " + why
+	}
+	return e.WithHint("volar vms logs %s shows what it said; volar vms stop %s ends it", vm.Name, vm.Name)
 }
 
 // keptEnds is how many VMs that removed themselves are remembered: enough for

@@ -192,25 +192,13 @@ func (w *worker) ended(ctx context.Context, vm *row.VM) error {
 	case api.DesiredAbsent:
 		return w.remove(ctx, vm)
 	case api.DesiredRunning:
-		if pause := w.restartPause(vm); pause > 0 {
+		if pause := w.d.pauseBefore(vm); pause > 0 {
 			w.sleep(ctx, pause)
 			return nil // the wish may have changed: look again
 		}
 		return w.start(ctx, vm)
 	}
 	return errIdle
-}
-
-// restartPause is how long to wait before an automatic restart.
-func (w *worker) restartPause(vm *row.VM) time.Duration {
-	if vm.Restarts == 0 {
-		return 0
-	}
-	pause := w.d.t.restartMin
-	for range min(vm.Restarts-1, 16) {
-		pause = min(2*pause, w.d.t.restartMax)
-	}
-	return vm.UpdatedAt.Add(pause).Sub(w.d.cfg.Now())
 }
 
 // settle moves the VM to a state in which it has no machine.

@@ -110,7 +110,10 @@ func TestVMRoundTrip(t *testing.T) {
 		vm.Status, vm.Desired, vm.Reason, vm.AgentUp, vm.Healthy = api.VMCrashed, api.DesiredStopped, "why", true, true
 		vm.Exit = &api.VMExit{Code: 137, Signal: "SIGKILL", OOMKilled: true, Time: started}
 		vm.Stop = api.VMStop{GraceSeconds: 3, Force: true}
-		vm.Replace, vm.Restarts, vm.Incarnation, vm.PID = 2, 4, 3, 99
+		vm.Health = api.VMHealth{Status: api.HealthUnhealthy, FailingStreak: 2, Output: "refused"}
+		vm.Restart, vm.CrashLoop, vm.NextStartAt = &api.Restart{Policy: "on-failure", MaxRetries: 3}, true, &started
+		vm.Tries = row.Tries{Auto: true, Streak: 5, Guest: 1}
+		vm.Replace, vm.RestartCount, vm.Incarnation, vm.PID = 2, 4, 3, 99
 		vm.AcceptedAt, vm.StartedAt = time.Unix(4, 1).UTC(), &started
 		vm.Record = []byte(`{"pid":99}`)
 		vm.BootID, vm.Initramfs, vm.Kernel, vm.Hypervisor, vm.Accel, vm.KernelCmdline = "b", "i", "k", "qemu", "tcg", "quiet"
@@ -599,10 +602,10 @@ func TestMigrateImages(t *testing.T) {
 		VM: api.VM{
 			ID: "a", Name: "web", Plugin: "hello", Runtime: "hello", Status: api.VMRunning, Desired: api.DesiredRunning, AgentUp: true, Healthy: true, Health: api.VMHealth{Status: api.HealthHealthy},
 			IPAddress: "10.0.0.2", MACAddress: "02:00:00:00:00:01", VsockCID: 7, CPUCores: 2, MemoryMB: 256, KernelCmdline: "quiet", Kernel: "generic",
-			Hypervisor: "qemu", Accel: "tcg", PID: 99, Incarnation: 3, Labels: map[string]string{"tier": "web"},
+			Hypervisor: "qemu", Accel: "tcg", PID: 99, Incarnation: 3, RestartCount: 1, Labels: map[string]string{"tier": "web"},
 			CreatedAt: time.Unix(0, 11).UTC(), UpdatedAt: time.Unix(0, 12).UTC(), StartedAt: &started,
 		},
-		Manifest: "sha256:m", PluginVersion: "1", WantKernel: "generic", Env: map[string]string{"A": "b"}, Restarts: 1,
+		Manifest: "sha256:m", PluginVersion: "1", WantKernel: "generic", Env: map[string]string{"A": "b"},
 		AcceptedAt: time.Unix(0, 13).UTC(), BootID: "boot", Initramfs: "x.img",
 	}
 	if got, err := s.VM(ctx, "web"); err != nil || !reflect.DeepEqual(got, want) {
@@ -788,7 +791,7 @@ func TestConcurrentUse(t *testing.T) {
 				}
 				for range 2 {
 					if _, _, err := s.ChangeVM(ctx, vm.ID, func(v *row.VM) ([]api.Event, error) {
-						v.Restarts++
+						v.RestartCount++
 						return []api.Event{{Type: api.EventVMStarting}}, nil
 					}); err != nil {
 						t.Errorf("ChangeVM: %v", err)
@@ -812,8 +815,8 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, vm := range vms {
-		if vm.Restarts != 2 || seen[vm.IPAddress] {
-			t.Errorf("%s: restarts %d, address %s taken before: %v", vm.Name, vm.Restarts, vm.IPAddress, seen[vm.IPAddress])
+		if vm.RestartCount != 2 || seen[vm.IPAddress] {
+			t.Errorf("%s: restarts %d, address %s taken before: %v", vm.Name, vm.RestartCount, vm.IPAddress, seen[vm.IPAddress])
 		}
 		seen[vm.IPAddress] = true
 	}

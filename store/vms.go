@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/store/row"
@@ -48,6 +49,10 @@ type details struct {
 	Attach bool              `json:"attach,omitempty"`
 	Probed bool              `json:"probed,omitempty"` // HealthCheck
 	Health *api.VMHealth     `json:"health,omitempty"`
+	Policy *api.Restart      `json:"restart,omitempty"`
+	Loop   bool              `json:"crash_loop,omitempty"`
+	NextAt *time.Time        `json:"next_start_at,omitempty"`
+	Tries  row.Tries         `json:"tries,omitzero"`
 	Exit   *api.VMExit       `json:"exit,omitempty"`
 	Stop   api.VMStop        `json:"stop"`
 	Paused bool              `json:"paused,omitempty"` // WantPaused
@@ -57,6 +62,7 @@ type details struct {
 func vmValues(v *row.VM) ([]any, error) {
 	d, err := json.Marshal(details{
 		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Health: &v.Health,
+		Policy: v.Restart, Loop: v.CrashLoop, NextAt: v.NextStartAt, Tries: v.Tries,
 		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Record: v.Record,
 	})
 	if err != nil {
@@ -70,7 +76,7 @@ func vmValues(v *row.VM) ([]any, error) {
 		v.ID, v.Name, orNull(v.Plugin), v.PluginVersion, v.Image, orNull(v.ImageID), v.Runtime, v.Manifest, string(v.Status), string(v.Desired), v.Reason,
 		v.AgentUp, v.Healthy, v.AutoRemove, v.Vsock, orNull(v.MACAddress), int64(v.VsockCID),
 		v.CPUCores, v.MemoryMB, v.KernelCmdline, v.WantKernel, v.Kernel,
-		v.Hypervisor, v.Accel, v.PID, v.Incarnation, v.Replace, v.Restarts, v.BootID, v.Initramfs,
+		v.Hypervisor, v.Accel, v.PID, v.Incarnation, v.Replace, v.RestartCount, v.BootID, v.Initramfs,
 		nanos(v.CreatedAt), nanos(v.UpdatedAt), nanos(v.AcceptedAt), started, d,
 	}, nil
 }
@@ -94,7 +100,7 @@ func scanVM(sc scanner) (row.VM, error) {
 		&v.ID, &v.Name, &plugin, &v.PluginVersion, &v.Image, &image, &v.Runtime, &v.Manifest, &v.Status, &v.Desired, &v.Reason,
 		&v.AgentUp, &v.Healthy, &v.AutoRemove, &v.Vsock, &mac, &cid,
 		&v.CPUCores, &v.MemoryMB, &v.KernelCmdline, &v.WantKernel, &v.Kernel,
-		&v.Hypervisor, &v.Accel, &v.PID, &v.Incarnation, &v.Replace, &v.Restarts, &v.BootID, &v.Initramfs,
+		&v.Hypervisor, &v.Accel, &v.PID, &v.Incarnation, &v.Replace, &v.RestartCount, &v.BootID, &v.Initramfs,
 		&created, &updated, &accepted, &started, &body, &v.IPAddress,
 	)
 	if err != nil {
@@ -105,6 +111,7 @@ func scanVM(sc scanner) (row.VM, error) {
 	}
 	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
 	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck, v.WantPaused = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed, d.Paused
+	v.Restart, v.CrashLoop, v.NextStartAt, v.Tries = d.Policy, d.Loop, d.NextAt, d.Tries
 	switch {
 	case d.Health != nil:
 		v.Health = *d.Health

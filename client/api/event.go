@@ -18,7 +18,10 @@ const (
 	EventVMCrashed   EventType = "VM_CRASHED"
 	EventVMFailed    EventType = "VM_FAILED"
 	EventVMDeleted   EventType = "VM_DELETED"
-	EventVMAdopted   EventType = "VM_ADOPTED" // found running after the daemon restarted
+	EventVMAdopted   EventType = "VM_ADOPTED"    // found running after the daemon restarted
+	EventVMRestarted EventType = "VM_RESTARTED"  // the guest has started the workload again
+	EventVMCrashLoop EventType = "VM_CRASH_LOOP" // it ended again and again, soon after its start
+	EventVMSteady    EventType = "VM_STEADY"     // it has run for a while after that
 
 	EventPluginInstalled EventType = "PLUGIN_INSTALLED"
 	EventPluginRemoved   EventType = "PLUGIN_REMOVED"
@@ -37,7 +40,7 @@ const (
 func EventTypes() []EventType {
 	return []EventType{
 		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMStopping,
-		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted,
+		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,
 		EventImagePulled, EventImageRemoved, EventVolumeCreated, EventVolumeRemoved,

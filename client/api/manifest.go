@@ -117,11 +117,6 @@ type Workload struct {
 	Stdin       bool              `json:"stdin,omitempty"`           // its standard input stays open for clients that attach; else it is /dev/null
 }
 
-// Restart says when an exited workload is started again inside the guest.
-type Restart struct {
-	Policy string `json:"policy"` // "never" (default), "on-failure", "always"
-}
-
 // Action is an HTTP call that the workload offers by name.
 type Action struct {
 	Description string `json:"description,omitempty"`
@@ -348,7 +343,7 @@ func (m *Manifest) validateRest() error {
 		}
 	}
 	if m.Restart != nil {
-		if err := oneOf("restart.policy", m.Restart.Policy, "never", "on-failure", "always"); err != nil {
+		if err := validateRestart("restart", *m.Restart); err != nil {
 			return err
 		}
 	}

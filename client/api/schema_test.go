@@ -51,6 +51,7 @@ func manifestSchema(t *testing.T) object {
 	docs := comments(t, "manifest.go")
 	maps.Copy(docs, comments(t, "volume.go"))
 	maps.Copy(docs, comments(t, "health.go"))
+	maps.Copy(docs, comments(t, "restart.go"))
 	g := &schemaMaker{docs: docs, defs: object{}, rules: manifestRules()}
 	root := g.structSchema(reflect.TypeFor[Manifest]())
 	for name := range g.rules {
@@ -133,12 +134,17 @@ func manifestRules() map[string]object {
 		"HealthCheck.timeout_ms":      upTo(maxHealthMS),
 		"HealthCheck.interval_ms":     upTo(maxHealthMS),
 		"HealthCheck.retries":         upTo(maxHealthRetries),
-		"Restart.policy":              enum("never", "on-failure", "always"),
-		"Action.method":               filled,
-		"Action.path":                 absolute,
-		"Manifest.hypervisor":         enum(HypervisorAuto, HypervisorCH, HypervisorQEMU),
-		"Network.mode":                enum(NetworkBridged, NetworkVsock, NetworkDHCP),
-		"Manifest.labels":             {"maxProperties": maxListLength, "propertyNames": object{"minLength": 1}},
+		"Restart.policy":              enum(RestartNever, RestartOnFailure, RestartAlways, RestartUnlessStopped),
+		"Restart.max_retries":         upTo(maxRetries),
+		"Restart": {
+			"if":   object{"required": []string{"max_retries"}, "properties": object{"max_retries": object{"minimum": 1}}},
+			"then": object{"properties": object{"policy": object{"const": RestartOnFailure}}},
+		},
+		"Action.method":       filled,
+		"Action.path":         absolute,
+		"Manifest.hypervisor": enum(HypervisorAuto, HypervisorCH, HypervisorQEMU),
+		"Network.mode":        enum(NetworkBridged, NetworkVsock, NetworkDHCP),
+		"Manifest.labels":     {"maxProperties": maxListLength, "propertyNames": object{"minLength": 1}},
 	}
 }
 
@@ -318,6 +324,10 @@ func TestSchemaAgrees(t *testing.T) {
 		"no check":               {object{"health_check": object{"retries": 1}}, false},
 		"relative endpoint":      {object{"health_check": object{"endpoint": "x"}}, false},
 		"restart":                {object{"restart": object{"policy": "on-failure"}}, true},
+		"restart with a limit":   {object{"restart": object{"policy": "on-failure", "max_retries": 3}}, true},
+		"restart without one":    {object{"restart": object{"policy": "unless-stopped", "max_retries": 0}}, true},
+		"always with a limit":    {object{"restart": object{"policy": "always", "max_retries": 3}}, false},
+		"negative limit":         {object{"restart": object{"policy": "on-failure", "max_retries": -1}}, false},
 		"restart of a kind":      {object{"restart": object{"policy": "sometimes"}}, false},
 		"action":                 {object{"actions": object{"go": object{"method": "POST", "path": "/go"}}}, true},
 		"action without path":    {object{"actions": object{"go": object{"method": "POST"}}}, false},

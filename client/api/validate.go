@@ -304,10 +304,10 @@ func (r *VMCreate) Validate() error {
 		return err
 	}
 	if r.Restart != nil {
-		if err := oneOf("restart.policy", r.Restart.Policy, "never", "on-failure", "always"); err != nil {
+		if err := validateRestart("restart", *r.Restart); err != nil {
 			return err
 		}
-		if r.AutoRemove && r.Restart.Policy != "never" {
+		if r.AutoRemove && r.Restart.Policy != RestartNever {
 			return fieldErr("auto_remove", "stands beside restart.policy %s: a VM is either removed when it ends, or started again", r.Restart.Policy)
 		}
 	}

@@ -51,6 +51,16 @@ type VM struct {
 	HealthCheck bool `json:"health_check,omitempty"`
 	// Health says more than Healthy.
 	Health VMHealth `json:"health"`
+	// Restart is when it is started again by itself, RestartCount how often it
+	// was since the operator last started it: its workload by its guest, and it
+	// itself.
+	Restart      *Restart `json:"restart,omitempty"`
+	RestartCount int      `json:"restart_count,omitempty"`
+	// CrashLoop is set while it ends again and again soon after its start.
+	CrashLoop bool `json:"crash_loop,omitempty"`
+	// NextStartAt is when it, or the workload in it, is started again; nil when
+	// that is under way or not to be.
+	NextStartAt *time.Time `json:"next_start_at,omitempty"`
 	// Exit is the workload's last exit in this incarnation.
 	Exit *VMExit `json:"exit,omitempty"`
 

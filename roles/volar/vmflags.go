@@ -34,7 +34,7 @@ type vmFlags struct {
 	TTY           bool     `short:"t" name:"tty" help:"Run the workload on a terminal."`
 	StopSignal    string   `help:"Signal that asks the workload to end (default: the image's, else SIGTERM)." placeholder:"SIGNAL"`
 	StopTimeout   string   `help:"How long it may take to end then, in seconds or as 1m30s (default: the plugin's, or the daemon's for images)." placeholder:"TIME"`
-	Restart       string   `help:"When an exited workload is started again: no (default), on-failure, or always; unless-stopped is always: a VM that was stopped stays so." placeholder:"POLICY"`
+	Restart       string   `help:"When what ended by itself is started again, the workload or the VM: no (default), on-failure, on-failure:N for N times at most, always (after a reboot of the host also when it was stopped), or unless-stopped." placeholder:"POLICY"`
 	healthFlags
 	Volume    []string `short:"v" help:"NAME:/path[:ro|:nocopy|:size=1g] mounts a volume, which is made if need be; /path alone one that goes with the VM; /folder:/path a read-only copy of a folder of the host; may be repeated." sep:"none" placeholder:"MOUNT"`
 	Tmpfs     []string `help:"File system in memory: PATH[:size=64m,mode=1777]; may be repeated." sep:"none" placeholder:"PATH"`
@@ -157,18 +157,9 @@ func (f *vmFlags) network(req *api.VMCreate) (err error) {
 }
 
 func (f *vmFlags) lifecycle(req *api.VMCreate) error {
-	switch policy, _, counted := strings.Cut(f.Restart, ":"); {
-	case f.Restart == "":
-	case f.Restart == "no", f.Restart == "never":
-		req.Restart = &api.Restart{Policy: "never"}
-	case f.Restart == "always", f.Restart == "unless-stopped":
-		req.Restart = &api.Restart{Policy: "always"}
-	case f.Restart == "on-failure":
-		req.Restart = &api.Restart{Policy: "on-failure"}
-	case policy == "on-failure" && counted:
-		return usagef("--restart %q: tries are not counted, the pause between them grows; give on-failure", f.Restart)
-	default:
-		return usagef("--restart %q: give no, on-failure, always or unless-stopped", f.Restart)
+	var err error
+	if req.Restart, err = parseRestart(f.Restart); err != nil {
+		return err
 	}
 	if f.StopSignal != "" {
 		s := strings.ToUpper(f.StopSignal)
@@ -191,6 +182,27 @@ func (f *vmFlags) lifecycle(req *api.VMCreate) error {
 		req.StopTimeout = int(d.Milliseconds())
 	}
 	return nil
+}
+
+// parseRestart reads docker's words for a policy; nil for none.
+func parseRestart(s string) (*api.Restart, error) {
+	kind, count, counted := strings.Cut(s, ":")
+	if counted && kind == api.RestartOnFailure {
+		n, err := strconv.Atoi(count)
+		if err != nil || n < 1 || n > 1_000_000 {
+			return nil, usagef("--restart %q: give a number of times from 1 on, such as on-failure:3", s)
+		}
+		return &api.Restart{Policy: kind, MaxRetries: n}, nil
+	}
+	switch s {
+	case "":
+		return nil, nil
+	case "no", api.RestartNever:
+		return &api.Restart{Policy: api.RestartNever}, nil
+	case api.RestartOnFailure, api.RestartAlways, api.RestartUnlessStopped:
+		return &api.Restart{Policy: s}, nil
+	}
+	return nil, usagef("--restart %q: give no, on-failure, on-failure:N, always or unless-stopped", s)
 }
 
 func (f *vmFlags) root(req *api.VMCreate) error {

@@ -133,7 +133,7 @@ func (cmd *listCmd) Run(c *cli) error {
 		// What has no bound stands last, and shifts no column.
 		row(w, "NAME", "STATUS", "HEALTH", "IMAGE", "IP", "CPU", "MEM", "AGE", "PORTS")
 		for _, vm := range vms {
-			row(w, vm.Name, vm.Status, health(vm), runs(vm), dash(vm.IPAddress), vm.CPUCores, strconv.Itoa(vm.MemoryMB)+"MiB", age(c.now(), vm.CreatedAt), dash(portWords(vm.Ports)))
+			row(w, vm.Name, stateWords(vm), health(vm), runs(vm), dash(vm.IPAddress), vm.CPUCores, strconv.Itoa(vm.MemoryMB)+"MiB", age(c.now(), vm.CreatedAt), dash(portWords(vm.Ports)))
 		}
 	})
 }
@@ -197,6 +197,15 @@ func (cmd *getCmd) Run(c *cli) error {
 			row(w, "Health:", healthWords(vm.Health))
 		}
 		row(w, "Starts:", vm.Incarnation)
+		if vm.Restart != nil {
+			row(w, "Restart:", vm.Restart.String())
+		}
+		if vm.RestartCount > 0 {
+			row(w, "Restarts:", vm.RestartCount)
+		}
+		if at := vm.NextStartAt; at != nil {
+			row(w, "Next start:", at.Format(time.RFC3339)+" (in "+max(at.Sub(c.now()), 0).Round(time.Second).String()+")")
+		}
 		if e := vm.Exit; e != nil {
 			row(w, "Exit:", exitWords(*e))
 		}

@@ -122,10 +122,21 @@ func describe(vm api.VM) string {
 	if vm.Status == api.VMRunning {
 		s += " (" + health(vm) + ")"
 	}
+	if vm.CrashLoop {
+		s += ", in a crash loop"
+	}
 	if vm.Reason != "" {
 		s += ": " + vm.Reason
 	}
 	return s
+}
+
+// stateWords is where a VM stands, for a table.
+func stateWords(vm api.VM) string {
+	if vm.CrashLoop {
+		return string(vm.Status) + " (crash loop)"
+	}
+	return string(vm.Status)
 }
 
 // health is the word for the workload of a running VM.

@@ -38,8 +38,8 @@ type VM struct {
 	Replace int
 	// WantPaused is the wish that the incarnation stands still. It ends with it.
 	WantPaused bool
-	// Restarts counts automatic restarts since the operator last said start.
-	Restarts int
+	// Tries is what lies behind api.VM.RestartCount, CrashLoop and NextStartAt.
+	Tries Tries
 	// AcceptedAt is when the wish to start was accepted, the origin of the
 	// boot timeline.
 	AcceptedAt time.Time
@@ -52,6 +52,18 @@ type VM struct {
 	// Initramfs is the assembled image that the incarnation boots, a file name
 	// in the cache.
 	Initramfs string
+}
+
+// Tries counts automatic restarts.
+type Tries struct {
+	// Auto is set while the present start, or the next one, is not the operator's.
+	Auto bool `json:"auto,omitempty"`
+	// Streak is how often in a row the VM has ended by itself without having run
+	// for a while.
+	Streak int `json:"streak,omitempty"`
+	// Guest is how many restarts by the guest of the present incarnation
+	// RestartCount holds.
+	Guest int `json:"guest,omitempty"`
 }
 
 // Settled reports whether there is nothing to be done for the VM: it has ended
