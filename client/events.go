@@ -51,7 +51,7 @@ func (c *Client) Events(ctx context.Context, f api.EventFilter, follow bool, yie
 			return own.err
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err == nil && !follow:
+		case err == nil && (!follow || !f.Until.IsZero() && !time.Now().Before(f.Until)):
 			return nil
 		case err != nil && (!follow || !connected || api.CodeOf(err) != api.CodeUnavailable):
 			return err
@@ -82,6 +82,9 @@ func (c *Client) events(ctx context.Context, f *api.EventFilter, follow bool, yi
 	defer cancel(nil)
 	q := url.Values{"follow": {strconv.FormatBool(follow)}}
 	set(q, "vm", f.VM)
+	set(q, "name", f.Name)
+	setTime(q, "since", f.Since)
+	setTime(q, "until", f.Until)
 	for _, t := range f.Types {
 		q.Add("type", string(t))
 	}

@@ -59,11 +59,8 @@ func (c *Client) vmLogs(ctx context.Context, name string, q api.LogQuery, yield 
 	if q.Tail != 0 {
 		v.Set("tail", strconv.Itoa(max(q.Tail, 0)))
 	}
-	for name, t := range map[string]time.Time{"since": q.Since, "until": q.Until} {
-		if !t.IsZero() {
-			v.Set(name, t.UTC().Format(time.RFC3339Nano))
-		}
-	}
+	setTime(v, "since", q.Since)
+	setTime(v, "until", q.Until)
 	if q.Follow {
 		v.Set("follow", "true")
 	}

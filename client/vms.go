@@ -138,6 +138,12 @@ func set(q url.Values, name, value string) {
 	}
 }
 
+func setTime(q url.Values, name string, t time.Time) {
+	if !t.IsZero() {
+		q.Set(name, t.UTC().Format(time.RFC3339Nano))
+	}
+}
+
 func setInt(q url.Values, name string, value uint64) {
 	if value != 0 {
 		q.Set(name, strconv.FormatUint(value, 10))

@@ -231,9 +231,9 @@ func artifactCrashCases() []crashCase {
 				if err != nil {
 					t.Error(err)
 				}
-				evs, err := d.db.Events(ctx, api.EventFilter{}, 1000)
-				if err != nil || len(evs) == 0 {
-					t.Errorf("the journal has %d events, %v", len(evs), err)
+				page, err := d.db.Events(ctx, api.EventFilter{}, 1000)
+				if err != nil || len(page.Events) == 0 {
+					t.Errorf("the journal has %d events, %v", len(page.Events), err)
 				}
 				if temps, err := os.ReadDir(filepath.Join(d.w.root, "data", "blobs", "tmp")); err != nil || len(temps) > 0 {
 					t.Errorf("left: %v, %v", temps, err)

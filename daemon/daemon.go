@@ -64,8 +64,8 @@ type Store interface {
 	Volumes(ctx context.Context) ([]row.Volume, error)
 
 	BlobRefs(ctx context.Context) ([]string, error)
-	Events(ctx context.Context, f api.EventFilter, limit int) ([]api.Event, error)
-	PruneEvents(ctx context.Context, keep int) (int, error)
+	Events(ctx context.Context, f api.EventFilter, limit int) (row.EventPage, error)
+	PruneEvents(ctx context.Context, keep int, before time.Time) (int, error)
 }
 
 // Config is what a Daemon is made of. Fields without a default are required.
@@ -116,6 +116,8 @@ type Config struct {
 	ImageCap int64
 	// KeepEvents is how many events the journal keeps; default 100,000.
 	KeepEvents int
+	// KeepEventsFor is how old they may be, 0 for any age.
+	KeepEventsFor time.Duration
 
 	Log *slog.Logger     // default: discards
 	Now func() time.Time // default time.Now

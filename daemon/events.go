@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"sync"
+	"time"
 
 	"github.com/volantvm/volant/client/api"
 )
@@ -57,38 +59,66 @@ func (b *bus) notify(vm string, grown bool) {
 }
 
 // Events yields the events that f selects from the journal in order and, when
-// follow is set, goes on with what happens until ctx ends (which is no error),
-// yield fails (its error is returned) or the daemon stops. An event is yielded
-// once, and none is left out, however slow yield is.
+// follow is set, goes on with what happens until ctx ends or f.Until is over
+// (which are no errors), yield fails (its error is returned) or the daemon stops.
+// An event is yielded once, and none is left out, however slow yield is: where
+// the journal has dropped what was to be read next, an api.EventsLost says so.
+// Without f.After that is nothing that is missing, but the journal's beginning.
 func (d *Daemon) Events(ctx context.Context, f api.EventFilter, follow bool, yield func(api.Event) error) error {
 	sub := d.bus.subscribe("")
 	defer d.bus.unsubscribe(sub)
-	for {
-		evs, err := d.store.Events(ctx, f, eventBatch)
+	var over <-chan time.Time
+	if follow && !f.Until.IsZero() {
+		t := time.NewTimer(f.Until.Sub(d.cfg.Now()))
+		defer t.Stop()
+		over = t.C
+	}
+	for first := true; ; first = false {
+		page, err := d.store.Events(ctx, f, eventBatch)
 		if err != nil {
 			if ctx.Err() != nil && follow {
 				return nil
 			}
 			return d.publicError("read events", err)
 		}
-		for _, ev := range evs {
+		if page.Oldest > f.After+1 {
+			if f.After > 0 || !first {
+				if err := yield(d.eventsLost(f.After, page.Oldest)); err != nil {
+					return err
+				}
+			}
+			f.After = page.Oldest - 1
+		}
+		for _, ev := range page.Events {
 			if err := yield(ev); err != nil {
 				return err
 			}
 			f.After = ev.Seq
 		}
-		if len(evs) == eventBatch {
+		if len(page.Events) == eventBatch {
 			continue
 		}
+		f.After = max(f.After, page.Newest) // what was not selected was seen too
 		if !follow {
 			return nil
 		}
 		select {
 		case <-sub.wake:
+		case <-over:
+			follow = false // one more look
 		case <-ctx.Done():
 			return nil
 		case <-d.stopping:
 			return api.Errorf(api.CodeUnavailable, "volantd is stopping").WithHint("connect again and go on after event %d", f.After)
 		}
+	}
+}
+
+// eventsLost stands for the events after one and before the oldest that is kept.
+func (d *Daemon) eventsLost(after, oldest uint64) api.Event {
+	n := oldest - after - 1
+	return api.Event{
+		Seq: oldest - 1, Time: d.cfg.Now().UTC(), Type: api.EventsLost, Lost: n,
+		Message: fmt.Sprintf("%d events after %d are not kept any more; what was selected of them is missing", n, after),
 	}
 }

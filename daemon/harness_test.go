@@ -866,12 +866,36 @@ func (in *instance) settleWithin(limit time.Duration) []row.VM {
 	for {
 		vms, quiet := in.quiet()
 		if quiet {
+			in.checkJournal(vms)
 			return vms
 		}
 		if time.Now().After(deadline) {
 			in.w.t.Fatalf("not settled: %+v", vms[:min(len(vms), 5)])
 		}
 		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// checkJournal compares the state of each VM with the one that its last event
+// tells of: no state changes without an event.
+func (in *instance) checkJournal(vms []row.VM) {
+	in.w.t.Helper()
+	told := make(map[string]api.Event)
+	whole := false // nothing of the journal was dropped yet
+	err := in.Daemon.Events(context.Background(), api.EventFilter{}, false, func(ev api.Event) error {
+		whole = whole || ev.Seq == 1
+		if ev.VMID != "" {
+			told[ev.VMID] = ev
+		}
+		return nil
+	})
+	if err != nil {
+		in.w.t.Fatal(err)
+	}
+	for _, vm := range vms {
+		if ev, ok := told[vm.ID]; (ok || whole) && ev.Status != vm.Status {
+			in.w.t.Errorf("VM %s is %s, but its last event is %+v", vm.Name, vm.Status, ev)
+		}
 	}
 }
 

@@ -124,12 +124,12 @@ func TestFlappingHealth(t *testing.T) {
 		})
 		time.Sleep(time.Millisecond)
 	}
-	evs, err := d.db.Events(context.Background(), api.EventFilter{VM: "web"}, 1000)
+	page, err := d.db.Events(context.Background(), api.EventFilter{VM: "web"}, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if most := reportBurst + 10 + int(time.Since(begin).Seconds()*reportRate); len(evs) > most {
-		t.Errorf("%d events in %v, want %d at most", len(evs), time.Since(begin), most)
+	if most := reportBurst + 10 + int(time.Since(begin).Seconds()*reportRate); len(page.Events) > most {
+		t.Errorf("%d events in %v, want %d at most", len(page.Events), time.Since(begin), most)
 	}
 	// It is heard all the same.
 	if _, err := d.StopVM(context.Background(), "web", api.VMStop{}); err != nil {

@@ -278,9 +278,9 @@ func TestPullImage(t *testing.T) {
 	if list, err := d.Images(ctx); err != nil || len(list) != 2 || list[1].ID != img.ID {
 		t.Errorf("Images = %+v, %v; want redis first", list, err)
 	}
-	evs, err := d.db.Events(ctx, api.EventFilter{Types: []api.EventType{api.EventImagePulled}}, 10)
-	if err != nil || len(evs) != 4 {
-		t.Errorf("%d events, %v; want one for each image, form and reference: 4", len(evs), err)
+	page, err := d.db.Events(ctx, api.EventFilter{Types: []api.EventType{api.EventImagePulled}}, 10)
+	if err != nil || len(page.Events) != 4 {
+		t.Errorf("%d events, %v; want one for each image, form and reference: 4", len(page.Events), err)
 	}
 }
 

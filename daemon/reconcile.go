@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/volantvm/volant/store/row"
 )
@@ -175,7 +176,11 @@ func (d *Daemon) tick(ctx context.Context) {
 	if err := d.evictImages(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("evict images", keyErr, err)
 	}
-	if _, err := d.store.PruneEvents(ctx, d.cfg.KeepEvents); err != nil && ctx.Err() == nil {
+	var before time.Time
+	if d.cfg.KeepEventsFor > 0 {
+		before = d.cfg.Now().Add(-d.cfg.KeepEventsFor)
+	}
+	if _, err := d.store.PruneEvents(ctx, d.cfg.KeepEvents, before); err != nil && ctx.Err() == nil {
 		d.log.Warn("prune events", keyErr, err)
 	}
 }

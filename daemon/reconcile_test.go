@@ -299,7 +299,7 @@ func TestTick(t *testing.T) {
 		if _, err := os.Stat(stale); errors.Is(err, os.ErrNotExist) {
 			gone++
 		}
-		if evs, err := d.db.Events(ctx, api.EventFilter{}, 100); err == nil && len(evs) <= 5 {
+		if page, err := d.db.Events(ctx, api.EventFilter{}, 100); err == nil && len(page.Events) <= 5 {
 			gone++
 		}
 		if time.Now().After(deadline) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"strings"
+	"time"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/store/row"
@@ -31,51 +32,80 @@ func (s *Store) appendEvent(ctx context.Context, tx *sql.Tx, ev api.Event) (api.
 	return ev, err
 }
 
-// Events returns up to limit events that f selects, oldest first.
-func (s *Store) Events(ctx context.Context, f api.EventFilter, limit int) ([]api.Event, error) {
-	query := `SELECT seq, time, type, name, vm, status, address, pid, message FROM events WHERE seq > ?`
-	args := []any{int64(min(f.After, 1<<62))}
-	if f.VM != "" {
-		query += ` AND name = ? AND vm <> ''`
-		args = append(args, f.VM)
-	}
-	if len(f.Types) > 0 {
-		query += ` AND type IN (?` + strings.Repeat(", ?", len(f.Types)-1) + `)`
-		for _, t := range f.Types {
-			args = append(args, string(t))
-		}
-	}
-	rows, err := s.r.QueryContext(ctx, query+` ORDER BY seq LIMIT ?`, append(args, limit)...)
+// Events returns up to limit events that f selects, oldest first, and the bounds
+// of the journal at that moment.
+func (s *Store) Events(ctx context.Context, f api.EventFilter, limit int) (page row.EventPage, err error) {
+	defer func() { err = wrap(classify(err), "read events") }()
+	tx, err := s.r.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
-		return nil, wrap(classify(err), "read events")
+		return page, err
+	}
+	defer tx.Rollback() //nolint:errcheck // nothing to undo
+	var oldest, newest sql.NullInt64
+	// Two lookups: min and max in one would read the whole table.
+	if err := tx.QueryRowContext(ctx, `SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)`).Scan(&oldest, &newest); err != nil {
+		return page, err
+	}
+	page.Oldest, page.Newest = uint64(oldest.Int64), uint64(newest.Int64)
+	where, args := eventConditions(f)
+	rows, err := tx.QueryContext(ctx, `SELECT seq, time, type, name, vm, status, address, pid, message FROM events WHERE `+
+		where+` ORDER BY seq LIMIT ?`, append(args, limit)...)
+	if err != nil {
+		return page, err
 	}
 	defer rows.Close()
-	var evs []api.Event
 	for rows.Next() {
 		var ev api.Event
 		var at int64
 		if err := rows.Scan(&ev.Seq, &at, &ev.Type, &ev.Name, &ev.VMID, &ev.Status, &ev.IPAddress, &ev.PID, &ev.Message); err != nil {
-			return nil, wrap(classify(err), "read events")
+			return page, err
 		}
 		ev.Time = fromNanos(at)
-		evs = append(evs, ev)
+		page.Events = append(page.Events, ev)
 	}
-	return evs, wrap(classify(rows.Err()), "read events")
+	return page, rows.Err()
 }
 
-// LastEvent returns the highest sequence number, 0 for an empty journal.
-func (s *Store) LastEvent(ctx context.Context) (uint64, error) {
-	var seq sql.NullInt64
-	err := s.r.QueryRowContext(ctx, `SELECT max(seq) FROM events`).Scan(&seq)
-	return uint64(seq.Int64), wrap(classify(err), "read events")
+// eventConditions is f in SQL.
+func eventConditions(f api.EventFilter) (where string, args []any) {
+	where, args = `seq > ?`, []any{int64(min(f.After, 1<<62))}
+	and := func(cond string, more ...any) {
+		where, args = where+` AND `+cond, append(args, more...)
+	}
+	if f.VM != "" {
+		and(`name = ? AND vm <> ''`, f.VM)
+	}
+	if f.Name != "" {
+		and(`name = ?`, f.Name)
+	}
+	if len(f.Types) > 0 {
+		types := make([]any, len(f.Types))
+		for i, t := range f.Types {
+			types[i] = string(t)
+		}
+		and(`type IN (?`+strings.Repeat(", ?", len(types)-1)+`)`, types...)
+	}
+	if !f.Since.IsZero() {
+		and(`time >= ?`, nanos(f.Since))
+	}
+	if !f.Until.IsZero() {
+		and(`time < ?`, nanos(f.Until))
+	}
+	return where, args
 }
 
-// PruneEvents removes all but the newest keep events and returns how many it
-// removed. At least one is kept: sequence numbers go on from it.
-func (s *Store) PruneEvents(ctx context.Context, keep int) (int, error) {
+// PruneEvents removes all but the newest keep events, and those before the first
+// that is not older than before, and returns how many it removed. At least one is
+// kept: sequence numbers go on from it. A zero before removes none for their age.
+func (s *Store) PruneEvents(ctx context.Context, keep int, before time.Time) (int, error) {
 	var n int64
 	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ?`, max(keep, 1))
+		// From the front, whatever a clock that jumped wrote behind it: the journal
+		// has no holes.
+		res, err := tx.ExecContext(ctx, `DELETE FROM events WHERE seq < max(
+			(SELECT max(seq) FROM events) - ? + 1,
+			coalesce((SELECT seq FROM events WHERE time >= ? ORDER BY seq LIMIT 1), (SELECT max(seq) FROM events)))`,
+			max(keep, 1), nanos(before))
 		if err != nil {
 			return err
 		}

@@ -117,7 +117,7 @@ func TestVMRoundTrip(t *testing.T) {
 		vm.AcceptedAt, vm.StartedAt = time.Unix(4, 1).UTC(), &started
 		vm.Record = []byte(`{"pid":99}`)
 		vm.BootID, vm.Initramfs, vm.Kernel, vm.Hypervisor, vm.Accel, vm.KernelCmdline = "b", "i", "k", "qemu", "tcg", "quiet"
-		return nil, nil
+		return []api.Event{{Type: api.EventVMCrashed}}, nil
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +148,7 @@ func TestCreateVMConstraints(t *testing.T) {
 	s := newStore(t)
 	p := putPlugin(t, s, "hello", "1")
 	createVM(t, s, p, newVM(p, 1))
-	before, _ := s.LastEvent(ctx)
+	before, _ := lastEvent(s)
 
 	errLease := errors.New("none left")
 	fixed := func(a string) func([]netip.Addr) (netip.Addr, error) {
@@ -185,7 +185,7 @@ func TestCreateVMConstraints(t *testing.T) {
 	if _, total, _ := s.VMs(ctx, api.VMFilter{}); total != 1 {
 		t.Errorf("%d VMs after refused creations, want 1", total)
 	}
-	if after, _ := s.LastEvent(ctx); after != before {
+	if after, _ := lastEvent(s); after != before {
 		t.Errorf("refused creations wrote events %d to %d", before+1, after)
 	}
 	// The refused ones left no lease behind.
@@ -239,13 +239,19 @@ func TestChangeVM(t *testing.T) {
 		if got.Name != "vm1" {
 			t.Errorf("name = %q, want it unalterable", got.Name)
 		}
-		last, _ := s.LastEvent(ctx)
+		last, _ := lastEvent(s)
 		stored, _ := s.Events(ctx, api.EventFilter{After: last - 2}, 10)
-		if len(evs) != 2 || !slices.Equal(stored, evs) {
+		if len(evs) != 2 || !slices.Equal(stored.Events, evs) {
 			t.Fatalf("events = %v, stored %v", evs, stored)
 		}
 		if e := evs[0]; e.Status != api.VMRunning || e.PID != 7 || e.Name != "vm1" || e.VMID != vm.ID || e.IPAddress != vm.IPAddress || e.Message != "m" {
 			t.Errorf("event = %+v", e)
+		}
+	})
+	t.Run("silent", func(t *testing.T) {
+		_, _, err := s.ChangeVM(ctx, vm.ID, func(v *row.VM) ([]api.Event, error) { v.Status = api.VMCrashed; return nil, nil })
+		if now, _ := s.VMByID(ctx, vm.ID); !errors.Is(err, row.ErrSilent) || now.Status == api.VMCrashed {
+			t.Errorf("ChangeVM = %v, and the VM is %s; want ErrSilent and no change", err, now.Status)
 		}
 	})
 	t.Run("unknown", func(t *testing.T) {
@@ -380,9 +386,9 @@ func TestPlugins(t *testing.T) {
 	ctx := context.Background()
 	s := newStore(t)
 	first := putPlugin(t, s, "hello", "1")
-	seq, _ := s.LastEvent(ctx)
+	seq, _ := lastEvent(s)
 	putPlugin(t, s, "hello", "1")
-	if again, _ := s.LastEvent(ctx); again != seq {
+	if again, _ := lastEvent(s); again != seq {
 		t.Error("installing the same again told of something")
 	}
 	second := putPlugin(t, s, "hello", "2")
@@ -441,11 +447,11 @@ func TestKernels(t *testing.T) {
 	if k, err := add("volant", "sha256:bb", false); err != nil || k.Default {
 		t.Errorf("second kernel = %+v, %v; want it no default", k, err)
 	}
-	seq, _ := s.LastEvent(ctx)
+	seq, _ := lastEvent(s)
 	if _, err := add("volant", "sha256:bb", false); err != nil {
 		t.Errorf("the same again: %v", err)
 	}
-	if again, _ := s.LastEvent(ctx); again != seq {
+	if again, _ := lastEvent(s); again != seq {
 		t.Error("importing the same again told of something")
 	}
 	if _, err := add("volant", "sha256:cc", false); !errors.Is(err, row.ErrExists) {
@@ -473,21 +479,30 @@ func TestKernels(t *testing.T) {
 	}
 }
 
+// lastEvent returns the highest sequence number.
+func lastEvent(s *Store) (uint64, error) {
+	page, err := s.Events(context.Background(), api.EventFilter{}, 1)
+	return page.Newest, err
+}
+
 func TestEvents(t *testing.T) {
 	ctx := context.Background()
-	s := newStore(t)
+	start := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	now := start
+	s := open(t, filepath.Join(t.TempDir(), "state.db"), Options{Now: func() time.Time { return now }})
 	p := putPlugin(t, s, "hello", "1") // seq 1
 	for n := range 5 {
+		now = now.Add(time.Second)
 		createVM(t, s, p, newVM(p, n)) // 2 to 6
 	}
 	seqs := func(f api.EventFilter, limit int) string {
 		t.Helper()
-		evs, err := s.Events(ctx, f, limit)
+		page, err := s.Events(ctx, f, limit)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var out []string
-		for _, e := range evs {
+		for _, e := range page.Events {
 			out = append(out, fmt.Sprint(e.Seq))
 		}
 		return strings.Join(out, " ")
@@ -504,6 +519,10 @@ func TestEvents(t *testing.T) {
 		{"limit", api.EventFilter{After: 1}, 2, "2 3"},
 		{"of a VM", api.EventFilter{VM: "vm3"}, 100, "5"},
 		{"of a plugin's name", api.EventFilter{VM: "hello"}, 100, ""},
+		{"of a name", api.EventFilter{Name: "hello"}, 100, "1"},
+		{"since", api.EventFilter{Since: start.Add(4 * time.Second)}, 100, "5 6"},
+		{"until", api.EventFilter{Until: start.Add(4 * time.Second)}, 100, "1 2 3 4"},
+		{"of an hour", api.EventFilter{Since: start.Add(time.Second), Until: start.Add(2 * time.Second)}, 100, "2"},
 		{"types", api.EventFilter{Types: []api.EventType{api.EventPluginInstalled, api.EventVMDeleted}}, 100, "1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -512,14 +531,27 @@ func TestEvents(t *testing.T) {
 			}
 		})
 	}
-	if n, err := s.PruneEvents(ctx, 2); err != nil || n != 4 {
-		t.Errorf("PruneEvents = %d, %v; want 4", n, err)
+	if page, err := s.Events(ctx, api.EventFilter{After: 4}, 1); err != nil || page.Oldest != 1 || page.Newest != 6 {
+		t.Errorf("Events = %+v, %v, want the journal's bounds", page, err)
 	}
-	if n, err := s.PruneEvents(ctx, 0); err != nil || n != 1 {
+	if n, err := s.PruneEvents(ctx, 100, start.Add(time.Second)); err != nil || n != 1 {
+		t.Errorf("PruneEvents by age = %d, %v; want 1", n, err)
+	}
+	if n, err := s.PruneEvents(ctx, 2, start.Add(time.Second)); err != nil || n != 3 {
+		t.Errorf("PruneEvents = %d, %v; want 3", n, err)
+	}
+	if n, err := s.PruneEvents(ctx, 100, start.Add(time.Hour)); err != nil || n != 1 {
+		t.Errorf("PruneEvents of all that is old = %d, %v; want 1, the newest stays", n, err)
+	}
+	if n, err := s.PruneEvents(ctx, 1, time.Time{}); err != nil || n != 0 {
+		t.Errorf("PruneEvents of nothing = %d, %v", n, err)
+	}
+	createVM(t, s, p, newVM(p, 8)) // 7
+	if n, err := s.PruneEvents(ctx, 0, time.Time{}); err != nil || n != 1 {
 		t.Errorf("PruneEvents(0) = %d, %v; want 1, the newest stays", n, err)
 	}
 	createVM(t, s, p, newVM(p, 9))
-	if got := seqs(api.EventFilter{}, 9); got != "6 7" {
+	if got := seqs(api.EventFilter{}, 9); got != "7 8" {
 		t.Errorf("after pruning = %q, want the numbers to go on", got)
 	}
 }
@@ -621,7 +653,7 @@ func TestMigrateImages(t *testing.T) {
 	if slices.Sort(refs); err != nil || !slices.Equal(refs, []string{helloBlob, "sha256:k"}) {
 		t.Errorf("blob references %v, %v", refs, err)
 	}
-	if seq, err := s.LastEvent(ctx); err != nil || seq != 41 {
+	if seq, err := lastEvent(s); err != nil || seq != 41 {
 		t.Errorf("last event %d, %v; want 41", seq, err)
 	}
 	// The constraints are those of the new tables.
@@ -820,11 +852,11 @@ func TestConcurrentUse(t *testing.T) {
 		}
 		seen[vm.IPAddress] = true
 	}
-	evs, err := s.Events(ctx, api.EventFilter{}, 1<<20)
-	if err != nil || len(evs) != 1+3*writers*each {
-		t.Fatalf("%d events, %v", len(evs), err)
+	page, err := s.Events(ctx, api.EventFilter{}, 1<<20)
+	if err != nil || len(page.Events) != 1+3*writers*each {
+		t.Fatalf("%d events, %v", len(page.Events), err)
 	}
-	for i, ev := range evs {
+	for i, ev := range page.Events {
 		if ev.Seq != uint64(i+1) {
 			t.Fatalf("event %d has seq %d: the journal has a gap", i+1, ev.Seq)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -285,7 +286,8 @@ func (s *Store) lease(ctx context.Context, tx *sql.Tx, vm string, choose func([]
 // the events that change returns, in one transaction. Nothing is written when
 // change altered nothing and returned no event, or failed. The id, name,
 // address, ports and creation time cannot be altered. A further incarnation
-// marks the VM's image as used; the end of one gives back the VM's volumes.
+// marks the VM's image as used; the end of one gives back the VM's volumes. A
+// status that changes without an event is refused with row.ErrSilent.
 // change must not use the store.
 func (s *Store) ChangeVM(ctx context.Context, id string, change func(vm *row.VM) ([]api.Event, error)) (row.VM, []api.Event, error) {
 	var after row.VM
@@ -305,6 +307,9 @@ func (s *Store) ChangeVM(ctx context.Context, id string, change func(vm *row.VM)
 		after.Ports = before.Ports
 		if len(told) == 0 && reflect.DeepEqual(before, after) {
 			return errUnchanged
+		}
+		if after.Status != before.Status && !slices.ContainsFunc(told, func(ev api.Event) bool { return ev.Type != "" }) {
+			return fmt.Errorf("%w: from %s to %s", row.ErrSilent, before.Status, after.Status)
 		}
 		after.UpdatedAt = s.now()
 		args, err := vmValues(&after)

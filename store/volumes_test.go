@@ -55,7 +55,10 @@ func TestVolumes(t *testing.T) {
 	end := func(vm row.VM) {
 		t.Helper()
 		for _, st := range []api.VMState{api.VMStarting, api.VMStopped} {
-			if _, _, err := s.ChangeVM(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) { vm.Status = st; return nil, nil }); err != nil {
+			if _, _, err := s.ChangeVM(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
+				vm.Status = st
+				return []api.Event{{Type: api.EventVMStopped}}, nil
+			}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -36,7 +36,12 @@ const (
 	EventVolumeRemoved   EventType = "VOLUME_REMOVED"
 )
 
-// EventTypes returns every type, in the order of their declaration.
+// EventsLost is no entry of the journal: it stands in a stream for entries that
+// the reader asked for but that are not kept any more. Event.Lost says how many,
+// of whatever kind, and Seq is that of the last of them.
+const EventsLost EventType = "EVENTS_LOST"
+
+// EventTypes returns every type of the journal, in the order of their declaration.
 func EventTypes() []EventType {
 	return []EventType{
 		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMStopping,
@@ -59,11 +64,16 @@ type Event struct {
 	IPAddress string    `json:"ip_address,omitempty"`
 	PID       int       `json:"pid,omitempty"`
 	Message   string    `json:"message,omitempty"`
+	Lost      uint64    `json:"lost,omitempty"` // of EventsLost
 }
 
 // EventFilter selects events.
 type EventFilter struct {
 	After uint64 // events with a greater Seq
 	VM    string // name of a VM; empty for all
+	Name  string // of whatever they are about; empty for all
 	Types []EventType
+	// Since and Until select events of that time and later, and of earlier than
+	// that time, by the daemon's clock; zero for no limit.
+	Since, Until time.Time
 }

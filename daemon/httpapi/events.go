@@ -19,12 +19,12 @@ func (s *Server) allEvents(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) vmEvents(w http.ResponseWriter, r *http.Request) error {
-	return s.events(w, r, func(e api.Event) bool { return e.VMID != "" })
+	return s.events(w, r, func(e api.Event) bool { return e.VMID != "" || e.Type == api.EventsLost })
 }
 
 func (s *Server) events(w http.ResponseWriter, r *http.Request, keep func(api.Event) bool) error {
 	q := newQuery(r)
-	f := api.EventFilter{After: q.uint("after", math.MaxInt64), VM: q.str("vm")}
+	f := api.EventFilter{After: q.uint("after", math.MaxInt64), VM: q.str("vm"), Name: q.str("name"), Since: q.time("since"), Until: q.time("until")}
 	follow := q.bool("follow", true)
 	var types []string
 	for _, t := range api.EventTypes() {

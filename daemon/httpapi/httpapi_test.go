@@ -295,6 +295,7 @@ func TestBadRequests(t *testing.T) {
 		"kernel digest":           {"POST", "/api/v1/kernels", `{"name": "k", "version": "1", "digest": "md5:1"}`, 400, api.CodeInvalid, "digest:"},
 		"event type":              {"GET", "/api/v1/events?type=VM_RUNING", "", 400, api.CodeInvalid, "did you mean VM_RUNNING?"},
 		"event id":                {"GET", "/api/v1/events?after=x", "", 400, api.CodeInvalid, "after"},
+		"events since whenever":   {"GET", "/api/v1/events?since=10m", "", 400, api.CodeInvalid, "RFC 3339"},
 		"boolean":                 {"GET", "/api/v1/events?follow=maybe", "", 400, api.CodeInvalid, "true or false"},
 	} {
 		t.Run(name, func(t *testing.T) {

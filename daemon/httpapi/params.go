@@ -89,6 +89,9 @@ func eventParams() []param {
 		{"after", "integer", "only events with a greater seq; the header Last-Event-ID goes before it"},
 		{"follow", "boolean", "false to end where the journal ends; default true"},
 		{"vm", "string", "only events about this VM"},
+		{"name", "string", "only events about what has this name: a VM, plugin, kernel, volume or image"},
+		{"since", "string", "only events of this time (RFC 3339) and later"},
+		{"until", "string", "only events before this time (RFC 3339), when following ends too"},
 		{"type", "string", "event types, separated by commas or repeated"},
 	}
 }

@@ -28,7 +28,11 @@ type Options struct {
 	ImageCap   int64        // bytes that images may take; 0 for any amount
 	Cgroup     string       // below the top of each hierarchy; "none" and empty: no groups
 	Version    string
-	Log        *slog.Logger // nil discards
+	// KeepEvents is how many events the journal keeps, 0 for the daemon's default;
+	// KeepEventsFor is how old they may be, 0 for any age.
+	KeepEvents    int
+	KeepEventsFor time.Duration
+	Log           *slog.Logger // nil discards
 
 	// CloudHypervisor is the path of its binary; empty: looked up in PATH.
 	CloudHypervisor string

@@ -48,6 +48,9 @@ type grammar struct {
 	LogLevel   string        `help:"What is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
 	LogFormat  string        `help:"How it is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
 
+	KeepEvents    int           `help:"How many events the journal keeps (default: ${default})." env:"VOLANT_KEEP_EVENTS" default:"100000" placeholder:"N"`
+	KeepEventsFor time.Duration `help:"How old they may be; 0 for any age (default: ${default})." env:"VOLANT_KEEP_EVENTS_FOR" default:"720h" placeholder:"TIME"`
+
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
@@ -103,6 +106,13 @@ func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 	if g.Boot <= 0 {
 		return opt, fmt.Errorf("--boot-timeout: %v is not a duration above 0s", g.Boot)
 	}
+	if g.KeepEvents < 1 {
+		return opt, fmt.Errorf("--keep-events: %d is not a number of events from 1 on", g.KeepEvents)
+	}
+	if g.KeepEventsFor < 0 {
+		return opt, fmt.Errorf("--keep-events-for: %v is negative", g.KeepEventsFor)
+	}
+	opt.KeepEvents, opt.KeepEventsFor = g.KeepEvents, g.KeepEventsFor
 	if g.ImageCap < 0 || g.ImageCap > 1<<40 {
 		return opt, fmt.Errorf("--image-cap-mb: %d is not a number of MiB", g.ImageCap)
 	}

@@ -23,6 +23,9 @@ var (
 	ErrFull = errors.New("disk is full")
 	// ErrCorrupt says that the database file is damaged, or is none.
 	ErrCorrupt = errors.New("database is corrupt")
+	// ErrSilent says that a VM was to change its state without an event that
+	// tells of it: a fault of the caller.
+	ErrSilent = errors.New("a change of state without an event")
 	// ErrNewer says that the database was written by a newer version.
 	ErrNewer = errors.New("database was written by a newer version")
 )

@@ -128,6 +128,13 @@ type Plugin struct {
 	Digest string // "sha256:" and 64 hex digits, of the manifest as stored
 }
 
+// EventPage is a piece of the journal, and how far the journal reached when it
+// was read.
+type EventPage struct {
+	Events         []api.Event // oldest first
+	Oldest, Newest uint64      // sequence numbers, 0 for an empty journal
+}
+
 // Counts is how many VMs there are.
 type Counts struct {
 	ByStatus  map[api.VMState]int

@@ -755,7 +755,8 @@ func (s *Service) Events(ctx context.Context, f api.EventFilter, follow bool, yi
 		s.mu.Unlock()
 		for _, e := range todo {
 			after = e.Seq
-			if (f.VM != "" && (e.VMID == "" || e.Name != f.VM)) || (f.Types != nil && !slices.Contains(f.Types, e.Type)) {
+			if (f.VM != "" && (e.VMID == "" || e.Name != f.VM)) || (f.Name != "" && e.Name != f.Name) ||
+				e.Time.Before(f.Since) || (!f.Until.IsZero() && !e.Time.Before(f.Until)) || (f.Types != nil && !slices.Contains(f.Types, e.Type)) {
 				continue
 			}
 			if err := yield(e); err != nil {
