@@ -141,6 +141,7 @@ type timing struct {
 	kill       time.Duration // of VM.Kill
 	call       time.Duration // of a short request to the agent
 	powerOff   time.Duration // beyond the grace, for the guest to sync and power off
+	stats      time.Duration // of one sample of what VMs use; a guest under emulation answers in some 20 ms
 	drain      time.Duration // of the last log lines after a machine's end
 	silence    time.Duration // after which an agent that does not answer is down
 	network    time.Duration // of one change to tap or rules
@@ -157,7 +158,7 @@ type timing struct {
 func defaultTiming() timing {
 	return timing{
 		launch: time.Minute, kill: 20 * time.Second, call: 5 * time.Second, powerOff: 10 * time.Second,
-		drain: 2 * time.Second, silence: 15 * time.Second, network: 30 * time.Second,
+		stats: 2 * time.Second, drain: 2 * time.Second, silence: 15 * time.Second, network: 30 * time.Second,
 		retryMin: 250 * time.Millisecond, retryMax: 30 * time.Second,
 		restartMin: time.Second, restartMax: time.Minute, steady: time.Minute,
 		tick: 30 * time.Second, grace: time.Hour, fresh: time.Minute,

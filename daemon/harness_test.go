@@ -321,6 +321,13 @@ func (g *gatedNetwork) Reserve(ctx context.Context, vm string, publish []Publish
 	return g.n.Reserve(ctx, vm, publish)
 }
 
+func (g *gatedNetwork) Traffic(ctx context.Context, vm string) (int64, int64, error) {
+	if err := g.gate.pass(); err != nil {
+		return 0, 0, err
+	}
+	return g.n.Traffic(ctx, vm)
+}
+
 func (g *gatedNetwork) CheckPort(p Publish) error {
 	if err := g.gate.pass(); err != nil {
 		return err
@@ -393,6 +400,15 @@ func (n *memNetwork) Reserve(_ context.Context, vm string, publish []Publish) er
 	}
 	n.kept[vm] = slices.Clone(publish)
 	return nil
+}
+
+func (n *memNetwork) Traffic(_ context.Context, vm string) (int64, int64, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.taps[vm] == "" {
+		return 0, 0, errors.New("no such tap")
+	}
+	return 1000, 2000, nil
 }
 
 func (n *memNetwork) CheckPort(p Publish) error {
@@ -728,6 +744,13 @@ func (g *fakeGuest) handler() http.Handler {
 		g.wakes = append(g.wakes, wake)
 		g.mu.Unlock()
 		json.NewEncoder(w).Encode(wire.Woken{Epoch: wake.Epoch, Time: wake.Time})
+	})
+	mux.HandleFunc("GET "+wire.PathMemory, func(w http.ResponseWriter, r *http.Request) {
+		if g.cfg.Workload.Args[0] == "/sick" { // it does not answer
+			<-r.Context().Done()
+			return
+		}
+		json.NewEncoder(w).Encode(wire.Memory{Total: 60 << 20, Available: 40 << 20, Agent: 9 << 20})
 	})
 	mux.HandleFunc("POST "+wire.PathShutdown, func(w http.ResponseWriter, r *http.Request) {
 		var how wire.Shutdown

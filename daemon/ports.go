@@ -31,6 +31,8 @@ type Network interface {
 	Reserve(ctx context.Context, vm string, publish []Publish) error
 	// CheckPort reports whether Reserve could have the port now.
 	CheckPort(p Publish) error
+	// Traffic returns how many bytes a VM has received and sent through its tap.
+	Traffic(ctx context.Context, vm string) (received, sent int64, err error)
 	// ApplyRules replaces what guests may send, and what of them is published,
 	// by what these ports say. No host port may be there twice.
 	ApplyRules(ctx context.Context, ports []Port) error

@@ -28,6 +28,7 @@ type worker struct {
 	// worker's goroutine uses it; others get at its agent by agent.
 	live     *machine
 	agent    atomic.Pointer[agent]
+	shown    atomic.Pointer[machine] // live, for those who only ask its driver's counters
 	timeline atomic.Pointer[timeline]
 	reports  pacer // of what the guest has to tell; only the worker's goroutine uses it
 }
@@ -132,6 +133,7 @@ func (w *worker) sleep(ctx context.Context, d time.Duration) {
 func (w *worker) hold(m *machine) {
 	w.live = m
 	w.agent.Store(m.agent)
+	w.shown.Store(m)
 }
 
 // release lets go of the machine, if there is one; it lives on.
@@ -140,6 +142,7 @@ func (w *worker) release() {
 		return
 	}
 	w.agent.Store(nil)
+	w.shown.Store(nil)
 	w.live.close()
 	w.live = nil
 }

@@ -39,6 +39,7 @@ type agent struct {
 	hello    func() wire.Hello
 	wake     func(context.Context, wire.Wake) (wire.Woken, error)
 	shutdown func(wire.Shutdown)
+	files    Files
 	status   *status
 	ring     *logRing
 	hub      *hub
@@ -69,6 +70,7 @@ func (a *agent) handler() http.Handler {
 	mux.HandleFunc("POST "+wire.PathWake, a.postWake)
 	mux.HandleFunc("POST "+wire.PathExec, a.postExec)
 	mux.HandleFunc("POST "+wire.PathAttach, a.postAttach)
+	mux.HandleFunc("GET "+wire.PathMemory, a.getMemory)
 	mux.HandleFunc("GET "+wire.PathStat, a.getStat)
 	mux.HandleFunc("GET "+wire.PathArchive, a.getArchive)
 	mux.HandleFunc("PUT "+wire.PathArchive, a.putArchive)

@@ -248,7 +248,7 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 	a := &agent{
 		hub: k.hub, commands: newCommands(k.sys, k.log, k.reaper, k.resolveExec, k.quit), sessions: new(sessions),
 		archives: newArchives(k.sys, func() bool { return k.workload.Load() != nil }),
-		log:      k.log, hello: k.hello, wake: k.waker.wake, status: k.status, ring: k.ring,
+		log:      k.log, hello: k.hello, wake: k.waker.wake, files: k.sys, status: k.status, ring: k.ring,
 		workload: k.proxy, quit: k.quit,
 		shutdown: func(s wire.Shutdown) {
 			if s.Grace > 0 {

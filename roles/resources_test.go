@@ -1,6 +1,7 @@
 package roles_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -44,6 +45,35 @@ func TestResources(t *testing.T) {
 		if out := h.volar("doctor"); !strings.Contains(out, "cgroups: ") || !strings.Contains(out, "memory, pids") || strings.Contains(out, "limits") {
 			t.Errorf("doctor says:\n%s", out)
 		}
+	})
+
+	t.Run("stats", func(t *testing.T) {
+		vm := h.vm("web")
+		h.answers(vm.IPAddress) // some traffic
+		var before, after api.StatsSample
+		measure := func(s *api.StatsSample) {
+			if err := json.Unmarshal([]byte(h.volar("stats", "--no-stream", "-o", "json")), s); err != nil || len(s.VMs) != 1 {
+				t.Fatalf("stats: %v, %+v", err, s)
+			}
+		}
+		measure(&before)
+		h.volar("exec", "web", "--", "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
+		measure(&after)
+		a, b := before.VMs[0], after.VMs[0]
+		if a.Missing != nil || b.Missing != nil || a.Guest == nil || a.CPUNanos == nil || a.MemoryUsed == nil || a.NetReceived == nil || a.DiskRead == nil || a.Threads == nil {
+			t.Fatalf("stats lack something: %+v", a)
+		}
+		if g := *a.Guest; g.Total < 64<<20 || g.Total > 128<<20 || g.Available < 1<<20 || g.Available > g.Total || g.Agent < 1<<20 || g.Agent > 64<<20 {
+			t.Errorf("the guest's memory: %+v", g)
+		}
+		if *a.MemoryUsed < 32<<20 || *a.MemoryUsed > 400<<20 || *a.Threads < 2 || a.UptimeSeconds <= 0 || *a.NetReceived == 0 || *a.NetSent == 0 {
+			t.Errorf("stats: memory %d, threads %d, up %v, network %d/%d", *a.MemoryUsed, *a.Threads, a.UptimeSeconds, *a.NetReceived, *a.NetSent)
+		}
+		took := after.Time.Sub(before.Time)
+		if used := time.Duration(*b.CPUNanos - *a.CPUNanos); used <= 0 || used > 3*took {
+			t.Errorf("in %v, busy, it used %v of processors", took, used)
+		}
+		t.Logf("a guest of 128 MiB: VMM %d MiB, kestrel %d KiB, guest %d of %d MiB available", *a.MemoryUsed>>20, a.Guest.Agent>>10, a.Guest.Available>>20, a.Guest.Total>>20)
 	})
 
 	t.Run("pause", func(t *testing.T) {

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"fmt"
 	"math"
 	"net/http"
 	"net/url"
@@ -67,6 +68,13 @@ func logParams() []param {
 		{"until", "string", "only lines before this time (RFC 3339), when following ends too; workload only"},
 		{"follow", "boolean", "go on with new lines as they come, until the VM has ended for good"},
 		{"log", "string", "workload (default), console or vmm"},
+	}
+}
+
+func statsParams() []param {
+	return []param{
+		{"follow", "boolean", "go on with further samples"},
+		{"interval", "string", "how long from one to the next, such as 5s; default 1s, 100ms to 1h"},
 	}
 }
 
@@ -159,6 +167,20 @@ func (q *query) uint(name string, limit uint64) uint64 {
 }
 
 func (q *query) int(name string) int { return int(q.uint(name, math.MaxInt32)) }
+
+// duration reads a length of time, zero when it is not given.
+func (q *query) duration(name string, least, most time.Duration) time.Duration {
+	v := q.values.Get(name)
+	if v == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d < least || d > most {
+		q.fail(name, v, fmt.Sprintf("a duration from %v to %v, such as 5s", least, most))
+		return 0
+	}
+	return d
+}
 
 // tail reads how many of the last lines are wanted, as api.LogQuery has it.
 func (q *query) tail(name string) int {

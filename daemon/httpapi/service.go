@@ -27,6 +27,9 @@ type Service interface {
 	// itself (CodeConflict, with the reason), or ctx ends (CodeTimeout). One that
 	// was removed because it had ended has stopped: it is returned for a while.
 	WaitVM(ctx context.Context, name string, what api.VMWait) (api.VM, error)
+	// Stats yields a sample of what VMs use, with q.Follow again and again. A VM
+	// that does not answer does not keep the others' waiting.
+	Stats(ctx context.Context, q api.StatsQuery, yield func(api.StatsSample) error) error
 	VMTimeline(ctx context.Context, name string) (api.Timeline, error)
 	// VMLogs yields lines in batches, each valid until yield returns, until there
 	// are no more; with q.Follow until the VM has ended for good.

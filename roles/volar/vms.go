@@ -23,6 +23,7 @@ type vmsCmd struct {
 	Delete   deleteCmd   `cmd:"" help:"Stop and delete VMs with their disks and addresses."`
 	Logs     logsCmd     `cmd:"" help:"Print what a VM's workload, console or VMM wrote."`
 	Console  consoleCmd  `cmd:"" help:"Watch a VM's console; ctrl-p ctrl-q leaves it."`
+	Stats    statsCmd    `cmd:"" help:"Show what VMs use of processors, memory, disks and network."`
 	Timeline timelineCmd `cmd:"" help:"Show the steps of a VM's last start."`
 }
 

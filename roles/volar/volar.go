@@ -40,12 +40,13 @@ type grammar struct {
 	Events  eventsCmd  `cmd:"" help:"Show what happened."`
 	System  systemCmd  `cmd:"" help:"Show what volantd is and holds."`
 
-	PS   listCmd      `cmd:"" name:"ps" help:"List VMs (vms list)."`
-	Stop stopCmd      `cmd:"" help:"Stop VMs (vms stop)."`
-	RM   deleteCmd    `cmd:"" name:"rm" help:"Delete VMs (vms delete)."`
-	Logs logsCmd      `cmd:"" help:"Print what a VM's workload, console or VMM wrote (vms logs)."`
-	Pull imagePullCmd `cmd:"" help:"Get images from their registries (images pull)."`
-	RMI  imageRMCmd   `cmd:"" name:"rmi" help:"Remove images (images rm)."`
+	PS    listCmd      `cmd:"" name:"ps" help:"List VMs (vms list)."`
+	Stop  stopCmd      `cmd:"" help:"Stop VMs (vms stop)."`
+	RM    deleteCmd    `cmd:"" name:"rm" help:"Delete VMs (vms delete)."`
+	Logs  logsCmd      `cmd:"" help:"Print what a VM's workload, console or VMM wrote (vms logs)."`
+	Stats statsCmd     `cmd:"" help:"Show what VMs use of processors, memory, disks and network (vms stats)."`
+	Pull  imagePullCmd `cmd:"" help:"Get images from their registries (images pull)."`
+	RMI   imageRMCmd   `cmd:"" name:"rmi" help:"Remove images (images rm)."`
 
 	Exec   execCmd   `cmd:"" help:"Run a command in a VM."`
 	Attach attachCmd `cmd:"" help:"Connect with a VM's workload; ctrl-p ctrl-q leaves it."`

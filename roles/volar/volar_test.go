@@ -317,7 +317,7 @@ func TestBashCompletion(t *testing.T) {
 	_, script, _ := run(t, "completion", "bash")
 	for line, want := range map[string]string{
 		"volar vms cr":                "create",
-		"volar -o json vms st":        "start stop",
+		"volar -o json vms st":        "start stop stats",
 		"volar vms create --plu":      "--plugin",
 		"volar vms create --no-w":     "--no-wait",
 		"volar completion ":           "bash zsh fish",
