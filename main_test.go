@@ -59,6 +59,7 @@ func arrows() map[string][]string {
 		"hv/hvtest/guest/init":       {"guest/wire", "hv/hvtest/guest"},
 		"guest":                      {"guest/wire", "client/api/archive", "client/api/stdio"},
 		"guest/wire":                 {},
+		"guest/shim":                 {},
 		"build":                      {"client/api", "initramfs", "build/dockerfile", "build/erofs", "build/layers", "build/oci", "build/superblock"},
 		"build/dockerfile":           {},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules

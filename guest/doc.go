@@ -11,7 +11,9 @@
 // and powers off. Every wait in a step is bounded, so that it never hangs.
 //
 //  0. guard: refuse to act anywhere but in a Volant guest (see below).
-//  1. kernel: not a step of kestrel's, but the time before it.
+//  1. kernel: not a step of kestrel's, but the time before it. Where the agent
+//     is on a disk of its own, "shim" is what package guest/shim took to find
+//     and execute it, and "kestrel" what the program took to start.
 //  2. mounts: proc, sys, dev, dev/pts, dev/shm, run, tmp, cgroup2. All but proc,
 //     sys and dev are survived when they fail.
 //  3. modules: load what wire.ModulesDir lists. Survived: a module that was

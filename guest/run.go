@@ -41,6 +41,7 @@ type Config struct {
 	Sys     Sys
 	Version string    // of this binary
 	Console io.Writer // for the first line and the last words
+	Shim    string    // what wire.EnvShim says; "" where the kernel started this program
 }
 
 // Run is the life of a guest: it boots, supervises the workload, and powers the
@@ -99,7 +100,7 @@ func newKestrel(cfg Config) *kestrel {
 		begun:    make(chan struct{}), quit: make(chan struct{}), failed: make(chan error, 1), stop: make(chan struct{}),
 	}
 	k.markBegun = sync.OnceFunc(func() { close(k.begun) })
-	k.timeline.add("kernel", 0, nil)
+	k.timeline.begin(cfg.Shim)
 	k.sink = &logSink{ring: k.ring}
 	k.log = newLogger(k.sink, slog.LevelInfo)
 	k.status = newStatus(k.timeline)

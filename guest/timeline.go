@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +21,24 @@ type timeline struct {
 
 	mu    sync.Mutex
 	steps []wire.Step
+}
+
+// begin records what was before this program: the kernel, then the shim, if that
+// says when it began and ended, then the start of this program.
+func (t *timeline) begin(shim string) {
+	began, ended, ok := strings.Cut(shim, ",")
+	from, err1 := strconv.ParseInt(began, 10, 64)
+	to, err2 := strconv.ParseInt(ended, 10, 64)
+	now := t.now()
+	if !ok || err1 != nil || err2 != nil || from < 0 || to < from || int64(now) < to {
+		t.steps = []wire.Step{{Name: "kernel", Took: now}}
+		return
+	}
+	t.steps = []wire.Step{
+		{Name: "kernel", Took: time.Duration(from)},
+		{Name: "shim", Start: time.Duration(from), Took: time.Duration(to - from)},
+		{Name: "kestrel", Start: time.Duration(to), Took: now - time.Duration(to)},
+	}
 }
 
 // add records a step that began at start and ends now.

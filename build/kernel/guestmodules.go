@@ -8,7 +8,7 @@ type Wanted struct {
 
 // ApplianceModules lists what a guest needs that runs from its initramfs: virtio over
 // PCI and MMIO, disk, network, both agent channels, entropy, balloon, power button,
-// panic report. Every module costs about 15 ms of an emulated boot, so nothing else is
+// panic report, the agent's file system. Every module costs about 15 ms of an emulated boot, so nothing else is
 // in it. The slice is the caller's.
 func ApplianceModules() []Wanted {
 	return []Wanted{
@@ -25,6 +25,10 @@ func ApplianceModules() []Wanted {
 		{Name: "button", Optional: true},
 		{Name: "pvpanic_mmio", Optional: true},
 		{Name: "pvpanic_pci", Optional: true},
+		// The agent is on a disk too, an erofs. libcrc32c, on which that depends, asks the
+		// crypto layer for crc32c by an alias, which no dependency names.
+		{Name: "crc32c_generic", Optional: true},
+		{Name: "erofs"},
 	}
 }
 
@@ -33,10 +37,7 @@ func ApplianceModules() []Wanted {
 // caller's.
 func RootfsModules() []Wanted {
 	return append(ApplianceModules(),
-		// libcrc32c asks the crypto layer for crc32c by an alias, which no dependency names.
-		Wanted{Name: "crc32c_generic", Optional: true},
 		Wanted{Name: "crc32c_intel", Optional: true},
-		Wanted{Name: "erofs", Optional: true},
 		Wanted{Name: "squashfs", Optional: true},
 		Wanted{Name: "ext4", Optional: true},
 		Wanted{Name: "overlay", Optional: true},

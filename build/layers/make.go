@@ -2,6 +2,7 @@ package layers
 
 import (
 	"fmt"
+	"io"
 	"io/fs"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,16 @@ func NewFile(perm uint32, data []byte) *Inode {
 	i := &Inode{Mode: ModeRegular | perm&^ModeType, Size: int64(len(data))}
 	if len(data) > 0 {
 		i.data = bytesContent(data)
+	}
+	return i
+}
+
+// ReaderFile returns a regular file of the first size bytes of r, owned by root.
+// They are read when a disk is made of the tree, until when r must stay open.
+func ReaderFile(perm uint32, r io.ReaderAt, size int64) *Inode {
+	i := &Inode{Mode: ModeRegular | perm&^ModeType, Size: size}
+	if size > 0 {
+		i.data = &layerContent{r}
 	}
 	return i
 }

@@ -25,12 +25,29 @@ const (
 	ParamVM = "volant.vm"
 	// ParamLog sets kestrel's own log level on the console: volant.log=debug.
 	ParamLog = "volant.log"
+	// ParamAgent is the disk that the agent is on, for the shim that is the
+	// guest's first process (guest/shim): volant.agent=SERIAL, or =/dev/NAME for a
+	// disk that has none. Without it the agent is in the initramfs.
+	ParamAgent = "volant.agent"
 	// ParamPrefix is what every Volant parameter begins with.
 	ParamPrefix = "volant."
 )
 
 // ConfigSerial is the virtio serial of the disk that holds the BootConfig.
 const ConfigSerial = "volant-config"
+
+// The disk of the agent: AgentSerial is its virtio serial, AgentDevice what it is
+// as the first persistent memory of a machine, and AgentProgram the program in the
+// root directory of its erofs.
+const (
+	AgentSerial  = "volant-agent"
+	AgentDevice  = "/dev/pmem0"
+	AgentProgram = "kestrel"
+)
+
+// EnvShim is the variable in which the shim tells kestrel when it began and when
+// it ended: two numbers of nanoseconds of CLOCK_BOOTTIME, a comma between them.
+const EnvShim = "VOLANT_SHIM"
 
 // AgentPort is the AF_VSOCK port, and SerialPort the virtio-serial port name,
 // on which kestrel serves the agent API.

@@ -7,10 +7,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/volantvm/volant/guest"
+	"github.com/volantvm/volant/guest/wire"
 )
 
 // Exit codes.
@@ -22,8 +24,8 @@ const (
 const usage = `usage: kestrel [--version | --help]
 
 kestrel is process 1 of a Volant guest: it boots the machine, runs its workload
-and answers volantd. It is started by the kernel as /init and takes no
-arguments. Anywhere else it refuses to run.
+and answers volantd. It is started by the shim that finds it, or by the kernel
+as /init, and takes no arguments. Anywhere else it refuses to run.
 `
 
 // Main runs kestrel with the arguments after the program's name and returns the
@@ -51,7 +53,7 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR)
 	defer stop()
-	if err := guest.Run(ctx, guest.Config{Sys: sys, Version: version, Console: stderr}); err != nil {
+	if err := guest.Run(ctx, guest.Config{Sys: sys, Version: version, Console: stderr, Shim: os.Getenv(wire.EnvShim)}); err != nil {
 		fmt.Fprintf(stderr, "kestrel: %v\n", err)
 		return exitRefused
 	}

@@ -1,0 +1,367 @@
+//go:build ignore
+
+/*
+ * The shim: the first process of a guest whose agent is on a disk of its own. It finds that disk, mounts it read-only, and becomes
+ * kestrel, which is on it.
+ *
+ * Where the kernel has modules they are in the initramfs too, and are loaded first.
+ *
+ * The kernel parameter volant.agent= names the disk: by its device ("/dev/pmem0"), else by its virtio serial. The disk holds erofs
+ * with the program "kestrel" in its root. On persistent memory it is mapped without a copy (DAX), where the kernel can.
+ *
+ * The mount is attached nowhere (fsmount(2)): no path leads to it, nothing need unmount it, and it lives for as long as the program
+ * runs that was executed from it. /proc, /sys and /dev stay mounted, as kestrel would mount them.
+ *
+ * What fails is said on the console, by the kernel's log, and the machine powers off. Unless it is process 1 on a root of ramfs or
+ * tmpfs, and the kernel command line has volant.agent=, the shim refuses to do anything.
+ *
+ * It is linked with no C library, and needs only the headers of one (libc6-dev). go generate runs gcc; see shim.go.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <linux/mount.h>
+#include <linux/reboot.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <time.h>
+
+#define PARAM "volant.agent="
+#define STARTS "VOLANT_SHIM=" /* wire.EnvShim */
+#define MODULES "/lib/modules/volant/" /* wire.ModulesDir */
+#define WAIT_MS 30000 /* for a disk to appear whose driver is slow; most are there before process 1 */
+#define READ_AHEAD (1 << 20) /* bytes */
+#define MAX_VALUE 64  /* bytes of the parameter: a serial has 20 at most */
+
+#if !defined(__x86_64__)
+#error "shim: amd64 only"
+#endif
+
+static long sys(long n, long a, long b, long c, long d, long e)
+{
+	long ret;
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+
+	__asm__ volatile("syscall" : "=a"(ret) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
+	return ret;
+}
+
+/* The kernel enters with the stack aligned to 16, argc and argv on it; a C function expects it 8 off, as after a call. */
+__asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tmov %rsp,%rdi\n\tcall run\n\thlt\n");
+
+/* With -ffreestanding gcc may still call these two. */
+void *memset(void *p, int c, unsigned long n)
+{
+	volatile char *q = p;
+
+	while (n--)
+		*q++ = c;
+	return p;
+}
+
+void *memcpy(void *to, const void *from, unsigned long n)
+{
+	volatile char *q = to;
+	const char *f = from;
+
+	while (n--)
+		*q++ = *f++;
+	return to;
+}
+
+/* Appends s to the string that ends at p, and returns its new end. */
+static char *put(char *p, const char *s)
+{
+	while (*s)
+		*p++ = *s++;
+	*p = 0;
+	return p;
+}
+
+static char *put_number(char *p, unsigned long n)
+{
+	char digits[24], *d = digits + sizeof(digits) - 1;
+
+	*d = 0;
+	do
+		*--d = '0' + n % 10;
+	while (n /= 10);
+	return put(p, d);
+}
+
+static int equal(const char *a, const char *b)
+{
+	while (*a && *a == *b)
+		a++, b++;
+	return *a == *b;
+}
+
+/* CLOCK_BOOTTIME in nanoseconds. */
+static unsigned long now(void)
+{
+	struct timespec t = { 0 };
+
+	sys(__NR_clock_gettime, CLOCK_BOOTTIME, (long)&t, 0, 0, 0);
+	return t.tv_sec * 1000000000ul + t.tv_nsec;
+}
+
+/* Adds a line to the kernel's log. It is on every console when write returns; process 1 may have no console of its own. */
+static void say(const char *line)
+{
+	const char *end = line;
+	long fd = sys(__NR_open, (long)"/dev/kmsg", O_WRONLY, 0, 0, 0);
+
+	while (*end)
+		end++;
+	sys(__NR_write, fd < 0 ? 2 : fd, (long)line, end - line, 0, 0);
+	if (fd >= 0)
+		sys(__NR_close, fd, 0, 0, 0, 0);
+}
+
+/* Says what failed, at a level that "quiet" lets pass, and powers the machine off. */
+static __attribute__((noreturn)) void fail(const char *what, const char *subject, long err)
+{
+	char line[512], *p = line;
+
+	p = put(p, "<3>volant: shim: cannot ");
+	p = put(p, what);
+	p = put(p, subject);
+	if (err < 0) {
+		p = put(p, ": error ");
+		p = put_number(p, -err);
+	}
+	put(p, "\n");
+	say(line);
+	for (;;) { /* process 1 must not return */
+		sys(__NR_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_POWER_OFF, 0, 0);
+		sys(__NR_sched_yield, 0, 0, 0, 0, 0);
+	}
+}
+
+static __attribute__((noreturn)) void refuse(void)
+{
+	static const char why[] = "volant shim: refused: this runs only as process 1 of a Volant guest\n";
+
+	sys(__NR_write, 2, (long)why, sizeof(why) - 1, 0, 0);
+	for (;;)
+		sys(__NR_exit_group, 1, 0, 0, 0, 0);
+}
+
+/* Reads up to size-1 bytes of a file into p and ends them with a zero; returns how many, or an error. */
+static long slurp(const char *path, char *p, long size)
+{
+	long fd, n;
+
+	fd = sys(__NR_open, (long)path, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+	if (fd < 0)
+		return fd;
+	n = sys(__NR_read, fd, (long)p, size - 1, 0, 0);
+	sys(__NR_close, fd, 0, 0, 0, 0);
+	p[n > 0 ? n : 0] = 0;
+	return n;
+}
+
+static void mount(const char *type, const char *at, long flags, const char *options)
+{
+	long err;
+
+	sys(__NR_mkdir, (long)at, 0755, 0, 0, 0);
+	err = sys(__NR_mount, (long)type, (long)at, (long)type, flags, (long)options);
+	if (err < 0 && err != -EBUSY) /* mounted already, by the kernel */
+		fail("mount ", at, err);
+}
+
+/*
+ * Loads the kernel's modules, in the order of the list that comes with them (wire.ModulesDir). One that fails is said and may not be
+ * missed. The list is removed: kestrel need not try again.
+ */
+static void load_modules(void)
+{
+	char list[8192], path[300], line[400], *name, *end;
+	long fd, err, n;
+
+	n = slurp(MODULES "order", list, sizeof(list));
+	if (n <= 0)
+		return; /* everything is built in */
+	for (name = list; *name; name = end) {
+		for (end = name; *end && *end != '\n'; end++)
+			;
+		if (*end)
+			*end++ = 0;
+		if (!*name || end - name > 200)
+			continue;
+		put(put(path, MODULES), name);
+		err = fd = sys(__NR_open, (long)path, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+		if (fd >= 0) {
+			err = sys(__NR_finit_module, fd, (long)"", 0, 0, 0);
+			sys(__NR_close, fd, 0, 0, 0, 0);
+		}
+		if (err < 0 && err != -EEXIST) {
+			put(put_number(put(put(put(line, "<4>volant: shim: cannot load "), path), ": error "), -err), "\n");
+			say(line);
+		}
+	}
+	sys(__NR_unlink, (long)MODULES "order", 0, 0, 0, 0);
+}
+
+/* Copies the last value of PARAM on the command line; returns whether there is one that fits. */
+static int parameter(const char *line, char *value)
+{
+	static const char key[] = PARAM;
+	const char *p, *k;
+	char *v;
+	int found = 0;
+
+	for (p = line; *p; p++) {
+		if (p != line && p[-1] != ' ')
+			continue;
+		for (k = key; *k && *p == *k; k++)
+			p++;
+		if (*k) {
+			if (!*p)
+				break;
+			continue;
+		}
+		for (v = value; *p && *p != ' ' && *p != '\n' && v < value + MAX_VALUE - 1; p++)
+			*v++ = *p;
+		*v = 0;
+		found = v != value && (!*p || *p == ' ' || *p == '\n');
+		if (!*p)
+			break;
+	}
+	return found;
+}
+
+struct dirent64 {
+	unsigned long ino, off;
+	unsigned short reclen;
+	unsigned char type;
+	char name[];
+};
+
+/* Finds the disk with a serial, and writes its device to path; returns whether there is one. */
+static int find(const char *serial, char *path)
+{
+	char dir[2048], file[300], value[MAX_VALUE];
+	struct dirent64 *e;
+	long fd, n, at, m;
+
+	fd = sys(__NR_open, (long)"/sys/block", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
+	if (fd < 0)
+		fail("open ", "/sys/block", fd);
+	while ((n = sys(__NR_getdents64, fd, (long)dir, sizeof(dir), 0, 0)) > 0) {
+		for (at = 0; at < n; at += e->reclen) {
+			e = (struct dirent64 *)(dir + at);
+			if (e->name[0] == '.')
+				continue;
+			put(put(put(file, "/sys/block/"), e->name), "/serial");
+			m = slurp(file, value, sizeof(value));
+			if (m > 0 && value[m - 1] == '\n')
+				value[m - 1] = 0;
+			if (m > 0 && equal(value, serial)) {
+				put(put(path, "/dev/"), e->name);
+				sys(__NR_close, fd, 0, 0, 0, 0);
+				return 1;
+			}
+		}
+	}
+	sys(__NR_close, fd, 0, 0, 0, 0);
+	return 0;
+}
+
+/* Waits for the disk that the parameter names, and writes its device to path. */
+static void await(const char *disk, char *path)
+{
+	struct timespec pause = { 0, 5000000 };
+	unsigned long deadline = now() + WAIT_MS * 1000000ul;
+
+	for (;;) {
+		if (disk[0] != '/') {
+			if (find(disk, path))
+				return;
+		} else if (sys(__NR_access, (long)disk, 0, 0, 0, 0) == 0) {
+			put(path, disk);
+			return;
+		}
+		if (now() > deadline)
+			fail("find the agent's disk ", disk, 0);
+		sys(__NR_nanosleep, (long)&pause, 0, 0, 0, 0);
+	}
+}
+
+/*
+ * Has more read at once than the kernel's 128 KiB: starting kestrel touches its file all over, and each request wakes the VMM, which
+ * costs more than what it copies. It took 180 requests, and takes 30. Where it cannot be had, it takes longer.
+ */
+static void read_ahead(const char *device)
+{
+	long fd = sys(__NR_open, (long)device, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+
+	if (fd >= 0) {
+		sys(__NR_ioctl, fd, BLKRASET, READ_AHEAD / 512, 0, 0);
+		sys(__NR_close, fd, 0, 0, 0, 0);
+	}
+}
+
+/* Mounts a device read-only, nowhere, and returns the mount's root; an error is negative. */
+static long attach(const char *device, int dax)
+{
+	long fs, err, root;
+
+	fs = sys(__NR_fsopen, (long)"erofs", FSOPEN_CLOEXEC, 0, 0, 0);
+	if (fs < 0)
+		fail("mount the agent's disk: this kernel does not know ", "erofs", fs);
+	err = sys(__NR_fsconfig, fs, FSCONFIG_SET_STRING, (long)"source", (long)device, 0);
+	if (err >= 0)
+		err = sys(__NR_fsconfig, fs, FSCONFIG_SET_FLAG, (long)"ro", 0, 0);
+	if (err >= 0 && dax)
+		err = sys(__NR_fsconfig, fs, FSCONFIG_SET_STRING, (long)"dax", (long)"always", 0);
+	if (err >= 0)
+		err = sys(__NR_fsconfig, fs, FSCONFIG_CMD_CREATE, 0, 0, 0);
+	root = err < 0 ? err : sys(__NR_fsmount, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, 0);
+	sys(__NR_close, fs, 0, 0, 0, 0);
+	return root;
+}
+
+__attribute__((used, noreturn)) void run(long *stack)
+{
+	char line[4096], disk[MAX_VALUE], device[300], starts[80], *p;
+	char *argv[] = { "kestrel", 0 }, *envp[32];
+	char **env = (char **)(stack + 1 + *stack + 1);
+	unsigned long began = now();
+	struct statfs root;
+	long fd, err, n = 0;
+
+	if (sys(__NR_getpid, 0, 0, 0, 0, 0) != 1 || sys(__NR_statfs, (long)"/", (long)&root, 0, 0, 0) < 0 ||
+	    (root.f_type != RAMFS_MAGIC && root.f_type != TMPFS_MAGIC))
+		refuse();
+	mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
+	if (slurp("/proc/cmdline", line, sizeof(line)) <= 0 || !parameter(line, disk)) {
+		sys(__NR_umount2, (long)"/proc", 0, 0, 0, 0);
+		refuse();
+	}
+	mount("devtmpfs", "/dev", MS_NOSUID, "mode=0755");
+	load_modules();
+	mount("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
+	await(disk, device);
+	fd = -1;
+	if (disk[0] == '/')
+		fd = attach(device, 1);
+	if (fd < 0) {
+		read_ahead(device);
+		fd = attach(device, 0);
+	}
+	if (fd < 0)
+		fail("mount the agent's disk ", device, fd);
+
+	for (; *env && n < (long)(sizeof(envp) / sizeof(*envp)) - 2; env++)
+		envp[n++] = *env;
+	p = put_number(put(starts, STARTS), began);
+	put_number(put(p, ","), now());
+	envp[n++] = starts;
+	envp[n] = 0;
+	err = sys(__NR_execveat, fd, (long)"kestrel", (long)argv, (long)envp, 0);
+	fail("execute kestrel of the agent's disk ", device, err);
+}

@@ -1,0 +1,6 @@
+package shim
+
+import _ "embed"
+
+//go:embed shim_amd64
+var binary string
