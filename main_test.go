@@ -40,7 +40,7 @@ func arrows() map[string][]string {
 		"client/api":                 {"client/api/stdio"},
 		"client/api/archive":         {},
 		"client/api/stdio":           {},
-		"daemon":                     {"client/api", "client/api/stdio", "guest/wire", "hv", "ipam", "initramfs", "store/row", "daemon/ext4", "daemon/cgroup"}, // initramfs: the daemon packs the agent's segment
+		"daemon":                     {"client/api", "client/api/stdio", "guest/wire", "hv", "ipam", "initramfs", "store/row", "daemon/ext4", "daemon/cgroup", "guest/shim"}, // initramfs and guest/shim: the daemon packs the shim in front of an application
 		"daemon/httpapi":             {"client/api", "client/api/stdio"},
 		"daemon/httpapi/httpapitest": {"client/api", "client/api/archive", "client/api/stdio", "daemon/httpapi"},
 		"daemon/ext4":                {},

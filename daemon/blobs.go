@@ -56,16 +56,26 @@ func (b blobFile) verify() error {
 		return err
 	}
 	if got != b.digest {
-		return fmt.Errorf("artifact %s is damaged on disk: its content has digest %s; upload or pull it again", b.digest, got)
+		return fmt.Errorf("artifact %s %w: its content has digest %s; upload or pull it again", b.digest, errDamaged, got)
 	}
 	return nil
 }
 
+// errDamaged says that a file does not hold what its digest says.
+var errDamaged = errors.New("is damaged on disk")
+
 func (b blobFile) missing() error {
-	return fmt.Errorf("artifact %s is missing from the data directory; upload or pull it again", b.digest)
+	return &missingError{b.digest}
 }
 
-func (d *Daemon) verifyBlob(digest string) error { return d.blobRef(digest).verify() }
+// missingError says that there is no file of a digest. It is an fs.ErrNotExist.
+type missingError struct{ digest string }
+
+func (e *missingError) Error() string {
+	return fmt.Sprintf("artifact %s is missing from the data directory; upload or pull it again", e.digest)
+}
+
+func (*missingError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // Blob says whether a blob is there. Codes: invalid (malformed digest),
 // not_found.

@@ -59,7 +59,7 @@ func artifactCrashCases() []crashCase {
 		}
 		out, defaults := make(map[string]api.Kernel), 0
 		for _, k := range ks {
-			if err := d.verifyBlob(k.Digest); err != nil {
+			if err := d.blobRef(k.Digest).verify(); err != nil {
 				t.Errorf("kernel %s is there, but %v", k.Name, err)
 			}
 			if out[k.Name] = k; k.Default {
@@ -93,7 +93,7 @@ func artifactCrashCases() []crashCase {
 					t.Fatal(err)
 				}
 				for _, img := range imgs {
-					if err := d.verifyBlob(img.Disk); err != nil {
+					if err := d.blobRef(img.Disk).verify(); err != nil {
 						t.Errorf("image %v is there, but %v", img.References, err)
 					}
 				}
@@ -115,7 +115,7 @@ func artifactCrashCases() []crashCase {
 			act: func(d *instance) { d.RemovePlugin(ctx, "serve") },
 			check: func(t *testing.T, d *instance, vms []row.VM) {
 				if p, err := d.Plugin(ctx, "serve"); err == nil {
-					if err := d.verifyBlob(p.Manifest.Initramfs.Checksum); err != nil {
+					if err := d.blobRef(p.Manifest.Initramfs.Checksum).verify(); err != nil {
 						t.Errorf("the plugin is there, but %v", err)
 					}
 				} else if _, err := d.InstallPlugin(ctx, d.manifest("serve")); err != nil {
@@ -154,7 +154,7 @@ func artifactCrashCases() []crashCase {
 			check: func(t *testing.T, d *instance, vms []row.VM) {
 				sum := sha256.Sum256([]byte("a blob"))
 				if b, err := d.Blob(ctx, digestOf(sum[:])); err == nil {
-					if err := d.verifyBlob(b.Digest); err != nil {
+					if err := d.blobRef(b.Digest).verify(); err != nil {
 						t.Errorf("half of a blob counts as one: %v", err)
 					}
 				}
@@ -226,7 +226,7 @@ func artifactCrashCases() []crashCase {
 				untouched(t, vms)
 				p, err := d.Plugin(ctx, "serve")
 				if err == nil {
-					err = d.verifyBlob(p.Manifest.Initramfs.Checksum)
+					err = d.blobRef(p.Manifest.Initramfs.Checksum).verify()
 				}
 				if err != nil {
 					t.Error(err)

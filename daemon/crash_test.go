@@ -255,7 +255,7 @@ func crashCases() []crashCase {
 				left := len(d.w.staging())
 				switch img, err := d.Image(ctx, "nginx"); {
 				case err == nil:
-					if err := d.verifyBlob(img.Disk); err != nil {
+					if err := d.blobRef(img.Disk).verify(); err != nil {
 						t.Errorf("the image is there, but %v", err)
 					}
 				case api.CodeOf(err) != api.CodeNotFound:
@@ -284,7 +284,7 @@ func crashCases() []crashCase {
 					t.Fatal(err)
 				}
 				for _, img := range imgs {
-					if err := d.verifyBlob(img.Disk); err != nil {
+					if err := d.blobRef(img.Disk).verify(); err != nil {
 						t.Errorf("the image is there, but %v", err)
 					}
 				}
@@ -300,7 +300,7 @@ func crashCases() []crashCase {
 			act:     func(d *instance) { d.RemoveImage(ctx, "nginx", false) },
 			check: func(t *testing.T, d *instance, vms []row.VM) {
 				if img, err := d.Image(ctx, "nginx"); err == nil {
-					if err := d.verifyBlob(img.Disk); err != nil {
+					if err := d.blobRef(img.Disk).verify(); err != nil {
 						t.Errorf("the image is there, but %v", err)
 					}
 				}
@@ -325,7 +325,7 @@ func crashCases() []crashCase {
 				if vms[0].Name != "nginx-1" || vms[0].Ports[0].HostPort != api.FirstHostPort {
 					t.Errorf("VM %+v", vms[0].VM)
 				}
-				for _, disk := range d.w.hv.Machine(vms[0].ID).Spec().Disks[2:] {
+				for _, disk := range d.w.hv.Machine(vms[0].ID).Spec().Disks[3:] {
 					if !isExt4(t, disk.Path) {
 						t.Errorf("disk %s is half made", disk.Serial)
 					}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -94,10 +95,15 @@ type Config struct {
 
 	DataDir    string // absolute; kept across reboots
 	RuntimeDir string // absolute, at most 64 bytes: socket paths below it are bounded
-	// AgentBinary is what becomes /init in guests; default /proc/self/exe.
+	// AgentBinary is the program that becomes the agent of guests; default
+	// /proc/self/exe.
 	AgentBinary string
-	Version     string // of this binary
-	Listen      string // where the API is served, for information
+	// AgentImage writes to w a read-only file system whose root has the first size
+	// bytes of program as wire.AgentProgram, so that they can be mapped from there.
+	// Equal programs give equal bytes. With nil the agent is in every initramfs.
+	AgentImage func(ctx context.Context, w io.Writer, program io.ReaderAt, size int64) error
+	Version    string // of this binary
+	Listen     string // where the API is served, for information
 
 	// BootTimeout is how long a guest may take until its workload was started;
 	// default 90 s, which is enough for an emulated guest on a busy host.
@@ -151,7 +157,7 @@ type timing struct {
 	restartMax time.Duration
 	steady     time.Duration // a VM that ran this long begins anew with restartMin
 	tick       time.Duration // between two looks at everything
-	grace      time.Duration // an unreferenced blob, cached image or unfinished pull is kept this long
+	grace      time.Duration // an unreferenced blob, cached file or unfinished pull is kept this long
 	fresh      time.Duration // an image used this recently is not evicted: its VM may be about to be created
 }
 
@@ -178,7 +184,8 @@ type Daemon struct {
 	logNews bus    // tells of new lines in the workloads' logs
 	visits  visits // who is attached to workloads
 	ports   *ports // nil without a network
-	cache   *cache // assembled initramfs images
+	cache   *cache // initramfs and agent images
+	program *program
 	disks   *verifiedFiles
 	jobs    imageJobs
 	ends    ends
@@ -195,6 +202,7 @@ type Daemon struct {
 	caps capabilities
 
 	ready    chan struct{} // closed when Run has looked at everything once
+	prepared chan struct{} // closed when Run has made ready what every boot needs
 	stopping chan struct{} // closed when Run's context has ended
 
 	mu      sync.Mutex
@@ -251,9 +259,11 @@ func New(cfg Config) (*Daemon, error) {
 		cfg: cfg, store: cfg.Store, log: cfg.Log, t: defaultTiming(),
 		boots:    make(chan struct{}, max(4, 2*runtime.GOMAXPROCS(0))),
 		disks:    newVerifiedFiles(),
+		program:  &program{path: cfg.AgentBinary},
 		jobs:     newImageJobs(),
 		volumes:  make(chan struct{}, 1),
 		ready:    make(chan struct{}),
+		prepared: make(chan struct{}),
 		stopping: make(chan struct{}),
 		workers:  make(map[string]*worker),
 	}
@@ -266,7 +276,7 @@ func New(cfg Config) (*Daemon, error) {
 			return nil, fmt.Errorf("daemon: %w", err)
 		}
 	}
-	d.cache = newCache(filepath.Join(cfg.DataDir, "cache"), cfg.AgentBinary)
+	d.cache = newCache(filepath.Join(cfg.DataDir, "cache"), d.disks)
 	lock, err := lockDir(cfg.DataDir)
 	if err != nil {
 		return nil, err
@@ -309,6 +319,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.ran = true
 	d.base = base
+	d.wg.Go(func() {
+		defer close(d.prepared)
+		d.prepare(base)
+	})
 	d.mu.Unlock()
 
 	err := d.begin(ctx)

@@ -90,8 +90,11 @@ func rootOf(m *api.Manifest) api.Root {
 // diskCount is how many disks a VM of this manifest has.
 func diskCount(m *api.Manifest) int {
 	n := len(m.Volumes)
-	if agentKind(m) != api.AgentNone {
-		n++ // the boot configuration
+	switch agentKind(m) {
+	case api.AgentHost:
+		n += 2 // the agent and the boot configuration
+	case api.AgentImage:
+		n++
 	}
 	if m.Rootfs != nil {
 		n++
@@ -105,7 +108,7 @@ func diskCount(m *api.Manifest) int {
 // checkDisks refuses a manifest whose VMs need more disks than max.
 func checkDisks(m *api.Manifest, caps hv.Capabilities) error {
 	if n := diskCount(m); caps.MaxDisks > 0 && n > caps.MaxDisks {
-		return api.Errorf(api.CodeUnsupported, "volumes: the VM needs %d disks, its root and configuration included; %s attaches at most %d", n, caps.Driver, caps.MaxDisks).
+		return api.Errorf(api.CodeUnsupported, "volumes: the VM needs %d disks, its root, agent and configuration included; %s attaches at most %d", n, caps.Driver, caps.MaxDisks).
 			WithHint("mount fewer volumes")
 	}
 	return nil
@@ -164,9 +167,9 @@ func (d *Daemon) makeDisk(path string, mib int, label string) (err error) {
 	return commitFile(f, path)
 }
 
-// verifiedFiles verifies large files that many VMs share, each once in the life
-// of the daemon and again when it has changed: a digest of a GiB takes longer
-// than a boot. Safe for concurrent use.
+// verifiedFiles verifies files that many VMs share, each once in the life of the
+// daemon and again when it has changed: a digest of a GiB takes longer than a
+// boot, and that of a kernel a tenth of it. Safe for concurrent use.
 type verifiedFiles struct {
 	turn chan struct{} // held while a file is read: two at a time only compete for the disk
 
@@ -226,6 +229,18 @@ func (v *verifiedFiles) verify(ctx context.Context, b blobFile) error {
 	v.mu.Lock()
 	v.seen[b.path] = after
 	v.mu.Unlock()
+	return nil
+}
+
+// written notes a file that was hashed while it was written.
+func (v *verifiedFiles) written(b blobFile) error {
+	now, err := stateOf(b)
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.seen[b.path] = now
 	return nil
 }
 

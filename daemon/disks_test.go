@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/guest/shim"
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/hvtest"
@@ -28,7 +29,8 @@ func (in *instance) createFrom(req api.VMCreate) api.VM {
 	return vm
 }
 
-// diskList is what a machine has: "serial ro|rw path below the world's root".
+// diskList is what a machine has beside its agent's disk: "serial ro|rw path below
+// the world's root".
 func (w *world) diskList(id string) []string {
 	w.t.Helper()
 	m := w.hv.Machine(id)
@@ -37,6 +39,9 @@ func (w *world) diskList(id string) []string {
 	}
 	var out []string
 	for _, d := range m.Spec().Disks {
+		if d.Serial == wire.AgentSerial {
+			continue
+		}
 		mode := "rw"
 		if d.ReadOnly {
 			mode = "ro"
@@ -159,7 +164,7 @@ func TestRootModes(t *testing.T) {
 	for name, c := range map[string]struct {
 		root  api.Root
 		want  wire.RootConfig
-		disks []string // beside configuration and root, by serial
+		disks []string // beside agent, configuration and root, by serial
 	}{
 		"small":  {api.Root{SizeMB: 32}, wire.RootConfig{Upper: wire.UpperDisk}, []string{"volant-upper"}},
 		"memory": {api.Root{Mode: api.RootMemory, SizeMB: 64}, wire.RootConfig{Upper: wire.UpperMemory, SizeMiB: 64}, nil},
@@ -171,7 +176,7 @@ func TestRootModes(t *testing.T) {
 			t.Errorf("%s: root %+v, want %+v", name, got, c.want)
 		}
 		var serials []string
-		for _, disk := range w.hv.Machine(vm.ID).Spec().Disks[2:] {
+		for _, disk := range w.hv.Machine(vm.ID).Spec().Disks[3:] {
 			serials = append(serials, disk.Serial)
 			if !isExt4(t, disk.Path) {
 				t.Errorf("%s: %s is no ext4 file system", name, disk.Path)
@@ -308,12 +313,12 @@ func TestInitramfsImage(t *testing.T) {
 	vm := d.createFrom(api.VMCreate{Name: "a", Image: "nginx", Form: api.FormInitramfs})
 	d.must("a", api.WaitRunning)
 	spec := w.hv.Machine(vm.ID).Spec()
-	if !slices.Contains(spec.Cmdline, "rdinit=/.volant/init") || len(spec.Disks) != 1 {
+	if !slices.Contains(spec.Cmdline, "rdinit=/.volant/init") || len(w.diskList(vm.ID)) != 1 {
 		t.Errorf("command line %q, disks %v", spec.Cmdline, spec.Disks)
 	}
 	content, err := os.ReadFile(spec.Initramfs)
-	if err != nil || !bytes.Contains(content, []byte(".volant/init")) || !bytes.Contains(content, []byte(img.ID)) || !bytes.Contains(content, []byte("the agent")) {
-		t.Errorf("its initramfs lacks agent or image (%v)", err)
+	if err != nil || !bytes.Contains(content, []byte(".volant/init")) || !bytes.Contains(content, []byte(img.ID)) || !strings.Contains(string(content), shim.Binary()) {
+		t.Errorf("its initramfs lacks shim or image (%v)", err)
 	}
 	if w.guest(vm.ID).cfg.Root != nil {
 		t.Error("the guest was told of a root")

@@ -46,12 +46,19 @@
 //
 // # What is verified
 //
-// Kernel and initramfs are hashed before every boot: milliseconds. The disk of a
-// root, or of a volume that is a blob, may have gigabytes, whose hashing would
-// take longer than the boot, so it is hashed when this daemon has not done so yet
-// and when the file is not the one that it hashed, by device, inode, size,
-// modification and change time, of which the last cannot be set by anybody.
-// What such a disk holds is read-only for the guest.
+// Kernel, initramfs, the agent's disk, the disk of a root or of a volume that is a
+// blob: whatever VMs share is hashed when this daemon has not done so yet and when
+// the file is not the one that it hashed, by device, inode, size, modification and
+// change time, of which the last cannot be set by anybody. To hash a gigabyte
+// before every boot would take longer than the boot, a kernel's a tenth of it.
+// What such a file holds is read-only for the guest.
+//
+// # The agent
+//
+// The agent of a guest is this program. Its disk (agentimage.go) and the initramfs
+// that enters it (initramfs.go) are made once and cached, by what they are made
+// of. The row says which an incarnation has: they stay while it runs, whatever
+// volantd is installed meanwhile, and go when no VM uses them any more.
 //
 // # Images
 //

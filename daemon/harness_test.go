@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -66,12 +67,13 @@ func newWorld(t testing.TB) *world {
 // that freezes all it does to the world.
 type instance struct {
 	*Daemon
-	w      *world
-	db     *store.Store
-	gate   *gate
-	cancel context.CancelFunc
-	done   chan error // receives Run's result
-	once   sync.Once
+	w       *world
+	db      *store.Store
+	gate    *gate
+	running bool // Run was called
+	cancel  context.CancelFunc
+	done    chan error // receives Run's result
+	once    sync.Once
 }
 
 // gate is where a killed daemon's actions end.
@@ -154,7 +156,7 @@ func (w *world) start(opt options) *instance {
 	cfg := Config{
 		Store: &gatedStore{Store: db, gate: in.gate}, Driver: &gatedDriver{w.hv, in.gate}, Network: &gatedNetwork{w.net, in.gate}, Cgroups: &gatedCgroups{w.cgs, in.gate},
 		Images: &gatedImages{w.imgs, in.gate}, Pool: pool, Bridge: "vbr0", DataDir: filepath.Join(w.root, "data"), RuntimeDir: filepath.Join(w.root, "run"),
-		AgentBinary: filepath.Join(w.root, "agent"), Version: "test", BootTimeout: patience,
+		AgentBinary: filepath.Join(w.root, "agent"), AgentImage: fakeAgentImage, Version: "test", BootTimeout: patience,
 		BootID: w.bootID(), Log: testLog(w.t),
 	}
 	if opt.config != nil {
@@ -177,8 +179,15 @@ func (w *world) start(opt options) *instance {
 		in.done <- nil
 		return in
 	}
+	in.running = true
 	go func() { in.done <- in.Run(ctx) }()
 	return in
+}
+
+// fakeAgentImage is a file system only in that it holds the program.
+func fakeAgentImage(_ context.Context, w io.Writer, program io.ReaderAt, size int64) error {
+	_, err := io.Copy(w, io.MultiReader(strings.NewReader("image of "), io.NewSectionReader(program, 0, size)))
+	return err
 }
 
 // testLog shows the daemon's log with -v.
@@ -215,6 +224,9 @@ func (in *instance) stop() {
 // happens, its streams break, its lock is gone.
 func (in *instance) kill() {
 	in.gate.close()
+	if in.running {
+		<-in.prepared // it writes below the world's root, where the gate does not reach
+	}
 	in.w.hv.DetachAll()
 	in.w.net.forget()
 	in.lock.Close()
@@ -522,10 +534,11 @@ type fakeGuest struct {
 // boot is what every machine of the world runs.
 func (w *world) boot(m *hvtest.Machine) hvtest.Guest {
 	spec := m.Spec()
-	if len(spec.Disks) == 0 {
+	i := slices.IndexFunc(spec.Disks, func(d hv.Disk) bool { return d.Serial == wire.ConfigSerial })
+	if i < 0 {
 		return hvtest.Guest{} // an application without an agent
 	}
-	f, err := os.Open(spec.Disks[0].Path)
+	f, err := os.Open(spec.Disks[i].Path)
 	if err != nil {
 		w.t.Errorf("boot disk: %v", err)
 		return hvtest.Guest{}
@@ -817,7 +830,7 @@ func (in *instance) equip(extra ...api.Manifest) {
 	in.w.t.Helper()
 	ctx := context.Background()
 	if _, err := in.ImportKernel(ctx, api.KernelImport{
-		Name: "generic", Version: "6.12", Digest: in.put(kernelImage("generic")), Modules: in.put(archive(in.w.t, "modules")),
+		Name: "generic", Version: "6.12", Digest: in.put(kernelImage("generic")),
 	}); err != nil {
 		in.w.t.Fatalf("ImportKernel: %v", err)
 	}
@@ -938,6 +951,11 @@ func (in *instance) quiet() ([]row.VM, bool) {
 		if w := in.worker(vm.ID); (up || still) && (in.w.hv.Machine(vm.ID) == nil || w == nil || w.agent.Load() == nil) {
 			return vms, false // the row does not know it yet
 		}
+	}
+	select {
+	case <-in.prepared:
+	default:
+		return vms, !in.running && in.workersAre(vms)
 	}
 	return vms, in.workersAre(vms)
 }

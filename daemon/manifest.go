@@ -168,7 +168,7 @@ func (d *Daemon) cmdline(vm *row.VM, m *api.Manifest) ([]string, error) {
 	}
 	out := []string{wire.ParamVM + "=" + vm.ID}
 	if vm.ImageID != "" && m.Initramfs != nil {
-		out = append(out, "rdinit=/"+imageAgent)
+		out = append(out, "rdinit=/"+imageInit)
 	}
 	if agentKind(m) == api.AgentNone && vm.IPAddress != "" {
 		out = append(out, "ip="+vm.IPAddress+"::"+d.cfg.Pool.Gateway().String()+":"+netmask(d.cfg.Pool.Prefix())+":"+vm.Name+":eth0:off")

@@ -167,8 +167,8 @@ func (d *Daemon) tick(ctx context.Context) {
 	if err := d.collectBlobs(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("collect blobs", keyErr, err)
 	}
-	if err := d.collectImages(ctx); err != nil && ctx.Err() == nil {
-		d.log.Warn("collect images", keyErr, err)
+	if err := d.collectCache(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("collect cached files", keyErr, err)
 	}
 	if err := d.sweepStaging(); err != nil {
 		d.log.Warn("sweep staging of images", keyErr, err)

@@ -310,8 +310,8 @@ func TestTick(t *testing.T) {
 	if _, err := d.Blob(ctx, kept); err != nil {
 		t.Errorf("blob of an installed plugin: %v", err)
 	}
-	if images, _ := filepath.Glob(filepath.Join(w.root, "data", "cache", "*.img")); len(images) != 1 {
-		t.Errorf("images: %v, want the one that a VM booted", images)
+	if images, _ := filepath.Glob(filepath.Join(w.root, "data", "cache", "*.img")); len(images) != 2 {
+		t.Errorf("cached files: %v, want the two that a VM booted", images)
 	}
 	w.checkWorld(d.settle())
 }

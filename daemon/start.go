@@ -57,7 +57,7 @@ func (w *worker) start(ctx context.Context, vm *row.VM) error {
 		vm.Incarnation++
 		vm.NextStartAt, vm.Tries.Guest = nil, 0
 		vm.BootID, vm.Record, vm.PID, vm.Exit, vm.StartedAt = w.d.cfg.BootID, nil, 0, nil, nil
-		vm.AgentUp, vm.Hypervisor, vm.Accel, vm.Initramfs = false, "", "", ""
+		vm.AgentUp, vm.Hypervisor, vm.Accel, vm.Initramfs, vm.AgentImage = false, "", "", "", ""
 		return []api.Event{ev}, nil
 	})
 	intent(err)
@@ -181,17 +181,17 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		return nil, err
 	}
 	agentKind := agentKind(&m)
-	parts := initramfsParts{modules: d.optionalBlob(kernel.Modules)}
+	parts := initramfsParts{modules: d.optionalBlob(kernel.Modules), shim: d.agentOnDisk(&m)}
 	if agentKind == api.AgentHost {
-		parts.agent = defaultAgent
+		parts.init = defaultInit
 	}
 	if m.Initramfs != nil {
 		parts.archive = d.blobRef(m.Initramfs.Checksum)
 		if vm.ImageID != "" {
-			parts.agent = imageAgent
+			parts.init = imageInit
 		}
 	}
-	var config, root, volumes []hv.Disk // in this order
+	var agent, config, root, volumes []hv.Disk // in this order
 
 	if err := timed("directory", func() error { return makeDirs(dir, d.dataDir(vm.ID)) }); err != nil {
 		return nil, err
@@ -206,14 +206,23 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return timed("kernel", func() error { return d.verifyBlob(kernel.Digest) })
+		return timed("kernel", func() error { return d.disks.verify(gctx, d.blobRef(kernel.Digest)) })
 	})
 	g.Go(func() error {
 		return timed("initramfs", func() (err error) {
-			spec.Initramfs, err = d.cache.image(gctx, parts)
+			spec.Initramfs, err = d.initramfs(gctx, parts)
 			return err
 		})
 	})
+	if parts.shim {
+		g.Go(func() error {
+			return timed("agent", func() error {
+				disk, param, err := d.agentDisk(gctx, caps)
+				agent, spec.Cmdline = []hv.Disk{disk}, slices.Insert(spec.Cmdline, 1, param) // behind the VM's id
+				return err
+			})
+		})
+	}
 	g.Go(func() error {
 		if err := timed("logs", func() error { return d.beginLogs(vm.ID, vm.Incarnation) }); err != nil {
 			return err
@@ -254,7 +263,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		return nil, err
 	}
 
-	spec.Disks = slices.Concat(config, root, volumes)
+	spec.Disks = slices.Concat(agent, config, root, volumes)
 
 	var mach hv.VM
 	if err := timed("launch", func() (err error) {
@@ -267,6 +276,9 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	}
 	tl.launch()
 	vm.Kernel, vm.Hypervisor, vm.Accel, vm.Initramfs = kernel.Name, caps.Driver, string(mach.Record().Accel), filepath.Base(spec.Initramfs)
+	if len(agent) > 0 {
+		vm.AgentImage = filepath.Base(agent[0].Path)
+	}
 	held, err := d.newMachine(vm, mach, agentKind != api.AgentNone, false, w.log)
 	if err != nil {
 		killCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.t.kill)
@@ -372,7 +384,7 @@ func (w *worker) recordLaunch(ctx context.Context, vm *row.VM, adopted bool) err
 	_, err = w.d.update(ctx, vm.ID, func(now *row.VM) ([]api.Event, error) {
 		if now.Record == nil {
 			now.Record = b
-			now.Kernel, now.Initramfs = vm.Kernel, vm.Initramfs
+			now.Kernel, now.Initramfs, now.AgentImage = vm.Kernel, vm.Initramfs, vm.AgentImage
 		}
 		now.PID, now.Hypervisor, now.Accel = rec.PID, rec.Driver, string(rec.Accel)
 		if !adopted {

@@ -50,15 +50,17 @@ func TestLifecycle(t *testing.T) {
 	if spec.VCPUs != 2 || spec.MemoryMiB != 256 || len(spec.NICs) != 1 || spec.NICs[0].MAC.String() != vm.MACAddress || spec.CID != 0 {
 		t.Errorf("spec: %+v", spec)
 	}
-	if got := strings.Join(spec.Cmdline, " "); got != "volant.vm="+vm.ID+" quiet loglevel=3" {
+	if got := strings.Join(spec.Cmdline, " "); got != "volant.vm="+vm.ID+" volant.agent=/dev/pmem0 quiet loglevel=3" {
 		t.Errorf("command line = %q", got)
 	}
-	if fi, err := os.Stat(spec.Disks[0].Path); err != nil || fi.Mode().Perm() != 0o600 || spec.Disks[0].Serial != wire.ConfigSerial || !spec.Disks[0].ReadOnly {
-		t.Errorf("boot disk: %v, %v, %+v", fi.Mode(), err, spec.Disks[0])
+	if config := spec.Disks[1]; config.Serial != wire.ConfigSerial || !config.ReadOnly {
+		t.Errorf("boot disk: %+v", config)
+	} else if fi, err := os.Stat(config.Path); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("boot disk: %v, %v", fi.Mode(), err)
 	}
 	cfg := w.guest(vm.ID).cfg
 	if cfg.VM != vm.ID || cfg.Name != "web" || cfg.Hostname != "web" || cfg.Incarnation != 1 || cfg.MachineID != ipam.MachineID(vm.ID) ||
-		cfg.Network.Address.String() != "10.9.0.2/20" || cfg.Network.Gateway.String() != "10.9.0.1" || cfg.Network.MAC != vm.MACAddress {
+		cfg.Network.Address.String() != "10.9.0.2/16" || cfg.Network.Gateway.String() != "10.9.0.1" || cfg.Network.MAC != vm.MACAddress {
 		t.Errorf("boot configuration: %+v, %+v", cfg, cfg.Network)
 	}
 	if got := strings.Join(cfg.Workload.Env, " "); got != "A=manifest B=request C=request" {
@@ -350,7 +352,7 @@ func TestAgentless(t *testing.T) {
 		t.Errorf("VM without an agent: %+v", vm)
 	}
 	spec := w.hv.Machine(vm.ID).Spec()
-	if got := strings.Join(spec.Cmdline, " "); len(spec.Disks) != 0 || got != "volant.vm="+vm.ID+" ip=10.9.0.2::10.9.0.1:255.255.240.0:bare:eth0:off" {
+	if got := strings.Join(spec.Cmdline, " "); len(spec.Disks) != 0 || got != "volant.vm="+vm.ID+" ip=10.9.0.2::10.9.0.1:255.255.0.0:bare:eth0:off" {
 		t.Errorf("spec = %+v", spec)
 	}
 	if image, err := os.ReadFile(spec.Initramfs); err != nil || strings.Contains(string(image), "the agent") || !strings.Contains(string(image), "content of bare") {
@@ -666,11 +668,7 @@ func TestStartFails(t *testing.T) {
 			}
 			damage(t, d.blobPath(p.Manifest.Initramfs.Checksum))
 		}, "is damaged on disk"},
-		{"no agent", func(t *testing.T, d *instance, w *world) {
-			if err := os.Remove(filepath.Join(w.root, "agent")); err != nil {
-				t.Fatal(err)
-			}
-		}, "agent binary"},
+		{"no agent", func(t *testing.T, d *instance, w *world) { d.program.path, d.program.sum = "/nonexistent", "" }, "agent binary"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -743,8 +741,8 @@ func TestManyAtOnce(t *testing.T) {
 	each(func(name string) error { return d.DeleteVM(ctx, name, api.VMStop{Force: true}) })
 	each(func(name string) error { return second(d.wait(name, api.WaitDeleted)) })
 	w.checkWorld(d.settle())
-	if images, _ := filepath.Glob(filepath.Join(w.root, "data", "cache", "*.img")); len(images) != 1 {
-		t.Errorf("%d assembled images for one combination, want 1", len(images))
+	if images, _ := filepath.Glob(filepath.Join(w.root, "data", "cache", "*.img")); len(images) != 2 {
+		t.Errorf("%d cached files, want one initramfs and the agent's disk", len(images))
 	}
 }
 

@@ -116,7 +116,7 @@ func TestVMRoundTrip(t *testing.T) {
 		vm.Replace, vm.RestartCount, vm.Incarnation, vm.PID = 2, 4, 3, 99
 		vm.AcceptedAt, vm.StartedAt = time.Unix(4, 1).UTC(), &started
 		vm.Record = []byte(`{"pid":99}`)
-		vm.BootID, vm.Initramfs, vm.Kernel, vm.Hypervisor, vm.Accel, vm.KernelCmdline = "b", "i", "k", "qemu", "tcg", "quiet"
+		vm.BootID, vm.Initramfs, vm.AgentImage, vm.Kernel, vm.Hypervisor, vm.Accel, vm.KernelCmdline = "b", "i", "a", "k", "qemu", "tcg", "quiet"
 		return []api.Event{{Type: api.EventVMCrashed}}, nil
 	})
 	if err != nil {

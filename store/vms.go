@@ -58,13 +58,14 @@ type details struct {
 	Stop   api.VMStop        `json:"stop"`
 	Paused bool              `json:"paused,omitempty"` // WantPaused
 	Record json.RawMessage   `json:"record,omitempty"`
+	Agent  string            `json:"agent,omitempty"` // AgentImage
 }
 
 func vmValues(v *row.VM) ([]any, error) {
 	d, err := json.Marshal(details{
 		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Health: &v.Health,
 		Policy: v.Restart, Loop: v.CrashLoop, NextAt: v.NextStartAt, Tries: v.Tries,
-		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Record: v.Record,
+		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Record: v.Record, Agent: v.AgentImage,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode VM %s: %w", v.ID, err)
@@ -113,6 +114,7 @@ func scanVM(sc scanner) (row.VM, error) {
 	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
 	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck, v.WantPaused = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed, d.Paused
 	v.Restart, v.CrashLoop, v.NextStartAt, v.Tries = d.Policy, d.Loop, d.NextAt, d.Tries
+	v.AgentImage = d.Agent
 	switch {
 	case d.Health != nil:
 		v.Health = *d.Health

@@ -37,8 +37,8 @@ type Options struct {
 	// CloudHypervisor is the path of its binary; empty: looked up in PATH.
 	CloudHypervisor string
 
-	// AgentBinary is what becomes /init in guests; empty: this executable. Tests
-	// of a test binary set it.
+	// AgentBinary is what becomes the agent of guests; empty: this executable.
+	// Tests of a test binary set it.
 	AgentBinary string
 	// BootTimeout is how long a guest may take to start its workload; 0: the
 	// daemon's default, which the flag's is too.

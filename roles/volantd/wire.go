@@ -84,7 +84,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	driver, others := chooseDriver(ctx, opt)
 	cfg := daemon.Config{
 		Store: st, Driver: driver, Others: others, Network: network{nd, opt.Log}, Pool: pool,
-		Bridge: opt.Bridge, Nameservers: opt.DNS, DataDir: opt.DataDir, RuntimeDir: opt.RuntimeDir, AgentBinary: opt.AgentBinary,
+		Bridge: opt.Bridge, Nameservers: opt.DNS, DataDir: opt.DataDir, RuntimeDir: opt.RuntimeDir, AgentBinary: opt.AgentBinary, AgentImage: agentImage,
 		Version: opt.Version, Listen: "unix:" + ln.Addr().String(), BootTimeout: opt.BootTimeout, Log: opt.Log,
 		Images: images{&opt.Registry}, ImageCap: opt.ImageCap, KeepEvents: opt.KeepEvents, KeepEventsFor: opt.KeepEventsFor,
 	}

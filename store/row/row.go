@@ -52,6 +52,9 @@ type VM struct {
 	// Initramfs is the assembled image that the incarnation boots, a file name
 	// in the cache.
 	Initramfs string
+	// AgentImage is the disk that its agent is on, a file name likewise; "" for an
+	// agent that is in the initramfs.
+	AgentImage string
 }
 
 // Tries counts automatic restarts.
