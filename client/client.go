@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +28,9 @@ const (
 	maxReply   = 64 << 20 // bytes of a JSON reply; some 60,000 VMs
 	maxErrBody = 1 << 20  // bytes of an error's body
 	maxLine    = 1 << 20  // bytes of one line of a stream
+	// resendFor is how long a request is sent again whose connection was lost: a
+	// restart of volantd takes a second or two.
+	resendFor = 30 * time.Second
 )
 
 // Config says how to reach a daemon.
@@ -175,13 +179,19 @@ func (c *Client) roundTrip(ctx context.Context, r request) (*http.Response, erro
 
 // call sends in, if any, as JSON and decodes the reply into out, if any.
 func (c *Client) call(ctx context.Context, r request, in, out any) (http.Header, error) {
+	var data []byte
 	if in != nil {
-		data, err := json.Marshal(in)
-		if err != nil {
+		var err error
+		if data, err = json.Marshal(in); err != nil {
 			return nil, fmt.Errorf("encode request: %w", err)
 		}
-		r.body, r.size = bytes.NewReader(data), int64(len(data))
 		r.header = http.Header{"Content-Type": {"application/json"}}
+	}
+	if r.method == http.MethodPost {
+		if r.header == nil {
+			r.header = http.Header{}
+		}
+		r.header.Set(api.HeaderIdempotencyKey, rand.Text())
 	}
 	if !r.slow {
 		silent := api.Errorf(api.CodeUnavailable, "%s did not answer within %v", c.Addr(), r.limit()).WithHint("is it volantd that listens there? see its log")
@@ -189,26 +199,67 @@ func (c *Client) call(ctx context.Context, r request, in, out any) (http.Header,
 		ctx, cancel = context.WithTimeoutCause(ctx, r.limit(), silent)
 		defer cancel()
 	}
-	resp, err := c.send(ctx, r)
+	header, reply, err := c.exchange(ctx, r, in != nil, data)
+	// The connection was lost, maybe since volantd was restarted. It may have done
+	// what was asked; with the same key it is not done again.
+	backoff, giveUp := minBackoff, time.Now().Add(resendFor)
+	for connected := err == nil || !isDial(err); err != nil && connected && r.header.Get(api.HeaderIdempotencyKey) != "" && isLost(err) && time.Now().Before(giveUp); {
+		if backoff, err = pause(ctx, backoff); err == nil {
+			header, reply, err = c.exchange(ctx, r, in != nil, data)
+		}
+	}
 	if err != nil {
 		return nil, c.cause(ctx, err)
 	}
-	defer resp.Body.Close() // read to its end below, or not worth keeping
 	if out == nil {
-		return resp.Header, nil
+		return header, nil
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
-	if err != nil {
-		return nil, c.cause(ctx, err)
-	}
-	if len(data) > maxReply {
+	if len(reply) > maxReply {
 		return nil, api.Errorf(api.CodeTooLarge, "volantd's reply to %s %s is larger than %d bytes", r.method, r.path, maxReply)
 	}
-	if err := json.Unmarshal(data, out); err != nil {
+	if err := json.Unmarshal(reply, out); err != nil {
 		return nil, api.Errorf(api.CodeInternal, "volantd's reply to %s %s does not parse: %v", r.method, r.path, err).
 			WithHint("is it volantd that listens on %s?", c.socket)
 	}
-	return resp.Header, nil
+	return header, nil
+}
+
+// exchange sends a request, with data as its body if it has one, and returns the
+// reply, of which it reads one byte more than maxReply at most.
+func (c *Client) exchange(ctx context.Context, r request, hasBody bool, data []byte) (http.Header, []byte, error) {
+	if hasBody {
+		r.body, r.size = bytes.NewReader(data), int64(len(data))
+	}
+	resp, err := c.send(ctx, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close() // read to its end below, or not worth keeping
+	reply, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
+	if err != nil {
+		err = c.transportError(ctx, err)
+	}
+	return resp.Header, reply, err
+}
+
+// lostError is a failure of the connection, after which it is not known whether
+// the request was done.
+type lostError struct {
+	err  *api.Error
+	dial bool // no connection was made
+}
+
+func (e *lostError) Error() string { return e.err.Error() }
+func (e *lostError) Unwrap() error { return e.err }
+
+func isLost(err error) bool {
+	var lost *lostError
+	return errors.As(err, &lost)
+}
+
+func isDial(err error) bool {
+	var lost *lostError
+	return errors.As(err, &lost) && lost.dial
 }
 
 // readError returns the error that a response carries.
@@ -221,19 +272,24 @@ func readError(resp *http.Response) error {
 	return &body.Error
 }
 
-// transportError turns a failure to speak with the daemon into a sentence.
+// transportError turns a failure to speak with the daemon into a sentence. Unless
+// ctx has ended, or err says it already, it is a *lostError.
 func (c *Client) transportError(ctx context.Context, err error) error {
 	if ctxErr := ctx.Err(); ctxErr != nil {
 		return ctxErr
 	}
 	var apiErr *api.Error
 	if errors.As(err, &apiErr) {
-		return apiErr
+		return err
 	}
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "dial" {
-		return api.Errorf(api.CodeUnavailable, "the connection to volantd was lost: %v", unwrapURL(err)).WithHint("see volantd's log")
+		return &lostError{api.Errorf(api.CodeUnavailable, "the connection to volantd was lost: %v", unwrapURL(err)).WithHint("see volantd's log"), false}
 	}
+	return &lostError{c.dialError(err, op), true}
+}
+
+func (c *Client) dialError(err error, op *net.OpError) *api.Error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return api.Errorf(api.CodeUnavailable, "volantd does not answer: there is no socket %s", c.socket).

@@ -87,6 +87,50 @@ func crashCases() []crashCase {
 			},
 		},
 		{
+			name: "create once",
+			op:   "BeginOnce",
+			act:  func(d *instance) { d.createOnce(ctx, "key") },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				// Asked again, there is one, whatever was there before.
+				id, replayed, err := d.createOnce(ctx, "key")
+				if err != nil || replayed != (len(vms) == 1) {
+					t.Errorf("asked again with %d VMs: replayed %v, %v", len(vms), replayed, err)
+				}
+				if now := d.settle(); len(now) != 1 || now[0].ID != id {
+					t.Errorf("%d VMs, want %s alone", len(now), id)
+				}
+			},
+		},
+		{
+			name: "end a request that was done once",
+			op:   "EndOnce",
+			act: func(d *instance) {
+				for _, undone := range []bool{false, true} {
+					once, _, _, err := d.BeginOnce(ctx, fmt.Sprint("undone: ", undone), "digest")
+					if err != nil {
+						return
+					}
+					d.CreateVolume(once, api.VolumeCreate{Name: fmt.Sprint("v-", undone), SizeMB: 16})
+					d.EndOnce(once, api.Answer{Status: 200, Body: []byte("made")}, undone)
+				}
+			},
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				d.checkVolumes(t)
+				for _, undone := range []bool{false, true} {
+					once, a, done, err := d.BeginOnce(ctx, fmt.Sprint("undone: ", undone), "digest")
+					if err != nil || done && a.Kind != "Volume" {
+						t.Errorf("BeginOnce = %+v, %v", a, err)
+					}
+					if _, err := d.Volume(ctx, fmt.Sprint("v-", undone)); !undone && done != (err == nil) {
+						t.Errorf("the request is done: %v, its volume: %v", done, err)
+					}
+					if err := d.EndOnce(once, api.Answer{}, true); err != nil {
+						t.Error(err)
+					}
+				}
+			},
+		},
+		{
 			name:    "start",
 			op:      "StartVM",
 			prepare: func(d *instance) { d.CreateVM(ctx, api.VMCreate{Name: "web", Plugin: "serve", Stopped: true}) },

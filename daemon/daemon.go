@@ -64,6 +64,11 @@ type Store interface {
 	Volume(ctx context.Context, name string) (row.Volume, error)
 	Volumes(ctx context.Context) ([]row.Volume, error)
 
+	Answer(ctx context.Context, key string) (digest string, a api.Answer, err error)
+	KeepAnswer(ctx context.Context, key, digest string, a api.Answer) error
+	DropAnswer(ctx context.Context, key string) error
+	PruneAnswers(ctx context.Context, keep int, before time.Time) (int, error)
+
 	BlobRefs(ctx context.Context) ([]string, error)
 	Events(ctx context.Context, f api.EventFilter, limit int) (row.EventPage, error)
 	PruneEvents(ctx context.Context, keep int, before time.Time) (int, error)
@@ -189,6 +194,7 @@ type Daemon struct {
 	disks   *verifiedFiles
 	jobs    imageJobs
 	ends    ends
+	onces   onces // requests with an idempotency key
 	// volumes is held while disks of volumes are made or removed, and what is
 	// known of them is changed.
 	volumes chan struct{}

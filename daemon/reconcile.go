@@ -176,6 +176,9 @@ func (d *Daemon) tick(ctx context.Context) {
 	if err := d.evictImages(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("evict images", keyErr, err)
 	}
+	if _, err := d.store.PruneAnswers(ctx, keepAnswers, d.cfg.Now().Add(-keepAnswersFor)); err != nil && ctx.Err() == nil {
+		d.log.Warn("prune answers", keyErr, err)
+	}
 	var before time.Time
 	if d.cfg.KeepEventsFor > 0 {
 		before = d.cfg.Now().Add(-d.cfg.KeepEventsFor)

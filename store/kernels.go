@@ -26,7 +26,7 @@ func scanKernel(sc scanner) (api.Kernel, error) {
 // a different one under its name is row.ErrExists.
 func (s *Store) CreateKernel(ctx context.Context, k api.Kernel, ev api.Event) (api.Kernel, []api.Event, error) {
 	var evs []api.Event
-	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := s.writeOnce(ctx, func() any { return k }, func(ctx context.Context, tx *sql.Tx) error {
 		evs = nil
 		old, err := scanKernel(tx.QueryRowContext(ctx, selectKernel+` WHERE name = ?`, k.Name))
 		switch {
@@ -91,7 +91,7 @@ func makeDefault(ctx context.Context, tx *sql.Tx, name string) error {
 func (s *Store) DefaultKernel(ctx context.Context, name string) (api.Kernel, []api.Event, error) {
 	var k api.Kernel
 	var evs []api.Event
-	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := s.writeOnce(ctx, func() any { return k }, func(ctx context.Context, tx *sql.Tx) error {
 		var err error
 		evs = nil
 		if k, err = scanKernel(tx.QueryRowContext(ctx, selectKernel+` WHERE name = ?`, name)); err != nil {

@@ -24,7 +24,7 @@ func (s *Store) PutPlugin(ctx context.Context, p api.Plugin, blobs []string, ev 
 	}
 	out := row.Plugin{Plugin: p, Digest: m.digest}
 	var evs []api.Event
-	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = s.writeOnce(ctx, func() any { return out.Plugin }, func(ctx context.Context, tx *sql.Tx) error {
 		evs = nil
 		old, err := scanPlugin(tx.QueryRowContext(ctx, selectPlugin+` WHERE p.name = ?`, p.Name))
 		found := err == nil
@@ -135,7 +135,7 @@ func (s *Store) Plugins(ctx context.Context) ([]row.Plugin, error) {
 func (s *Store) EnablePlugin(ctx context.Context, name string, enabled bool, ev api.Event) (row.Plugin, []api.Event, error) {
 	var p row.Plugin
 	var evs []api.Event
-	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := s.writeOnce(ctx, func() any { return p.Plugin }, func(ctx context.Context, tx *sql.Tx) error {
 		var err error
 		evs = nil
 		if p, err = scanPlugin(tx.QueryRowContext(ctx, selectPlugin+` WHERE p.name = ?`, name)); err != nil {

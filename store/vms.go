@@ -145,7 +145,7 @@ func (s *Store) CreateVM(ctx context.Context, n row.NewVM, ev api.Event) (row.VM
 		return row.VM{}, api.Event{}, fmt.Errorf("create VM %s: %w", vm.Name, err)
 	}
 	vm.Manifest = m.digest
-	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = s.writeOnce(ctx, func() any { return vm.VM }, func(ctx context.Context, tx *sql.Tx) error {
 		vm.CreatedAt = s.now()
 		vm.UpdatedAt = vm.CreatedAt
 		if n.VM.Name == "" {
@@ -294,7 +294,7 @@ func (s *Store) lease(ctx context.Context, tx *sql.Tx, vm string, choose func([]
 func (s *Store) ChangeVM(ctx context.Context, id string, change func(vm *row.VM) ([]api.Event, error)) (row.VM, []api.Event, error) {
 	var after row.VM
 	var evs []api.Event
-	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := s.writeOnce(ctx, func() any { return after.VM }, func(ctx context.Context, tx *sql.Tx) error {
 		evs = nil
 		before, err := scanVM(tx.StmtContext(ctx, s.stmts.vmByID).QueryRow(id))
 		if err != nil {

@@ -39,7 +39,7 @@ func scanVolume(sc scanner) (row.Volume, error) {
 func (s *Store) CreateVolume(ctx context.Context, v api.Volume, ev api.Event) (row.Volume, []api.Event, error) {
 	var out row.Volume
 	var evs []api.Event
-	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := s.writeOnce(ctx, func() any { return out.Volume }, func(ctx context.Context, tx *sql.Tx) error {
 		evs = nil
 		ev, err := s.insertVolume(ctx, tx, v, ev)
 		if err != nil {

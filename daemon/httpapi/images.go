@@ -171,6 +171,7 @@ func (s *Server) imageWork(w http.ResponseWriter, r *http.Request, work func(con
 	if !out.begun() {
 		return err
 	}
+	w.(*response).failed = true
 	return out.send(api.ImageProgress{Error: s.publicError(r, w.Header().Get(api.HeaderRequestID), err)})
 }
 

@@ -58,6 +58,9 @@ func describeRoutes(table []route, version string) object {
 			for _, q := range rt.query {
 				params = append(params, object{"name": q.name, "in": "query", "description": q.doc, "schema": object{"type": q.kind}})
 			}
+			if m == http.MethodPost && rt.status != http.StatusSwitchingProtocols {
+				params = append(params, object{"name": api.HeaderIdempotencyKey, "in": "header", "description": "does the request once, however often it is sent: the same request with the same key gets the first answer, for a day", "schema": object{"type": "string"}})
+			}
 			if rt.media == mediaSSE {
 				params = append(params, object{"name": "Last-Event-ID", "in": "header", "description": "only events after this one", "schema": object{"type": "string"}})
 			}

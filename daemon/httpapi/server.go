@@ -123,6 +123,10 @@ var errClosing = &api.Error{Code: api.CodeUnavailable, Message: "volantd is endi
 type response struct {
 	http.ResponseWriter
 	status int
+
+	kept     *keptResponse // what is sent, for a request with an idempotency key
+	accepted bool          // the request took effect; what may fail yet is waiting
+	failed   bool          // the reply says so further down
 }
 
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -137,6 +141,9 @@ func (w *response) WriteHeader(status int) {
 func (w *response) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
+	}
+	if w.kept != nil {
+		w.kept.write(b)
 	}
 	return w.ResponseWriter.Write(b)
 }
@@ -212,7 +219,7 @@ func (s *Server) handler(rt route) http.Handler {
 			err = nil // the query is the workload's
 		}
 		if err == nil {
-			err = rt.handle(s, w, r)
+			err = s.serve(rt, w.(*response), r)
 		}
 		if err == nil {
 			return
@@ -260,12 +267,17 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	if err := enc.Encode(v); err != nil {
 		panic(err) // a type of ours that has no JSON form
 	}
-	w.Header().Set("Content-Type", mediaJSON)
+	send(w, status, mediaJSON, buf.Bytes())
+}
+
+// send sends a reply that is whole.
+func send(w http.ResponseWriter, status int, media string, body []byte) {
+	w.Header().Set("Content-Type", media)
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Content-Length", strconv.Itoa(buf.Len()))                        // it is whole before the request's end
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))                        // it is whole before the request's end
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // not every writer has deadlines
 	w.WriteHeader(status)
-	_, _ = w.Write(buf.Bytes())
+	_, _ = w.Write(body)
 }
 
 // decode reads the JSON body of r into dst.

@@ -83,6 +83,13 @@ type Service interface {
 	DefaultKernel(ctx context.Context, name string) (api.Kernel, error)
 	RemoveKernel(ctx context.Context, name string) error
 
+	// BeginOnce begins a request with an idempotency key. If the request with that
+	// digest took effect before, it returns what is kept of it, and true. Otherwise
+	// the request is done with the context returned, and EndOnce called: undone
+	// says that it may be done again, a is how it was answered, if that is known.
+	BeginOnce(ctx context.Context, key, digest string) (context.Context, api.Answer, bool, error)
+	EndOnce(ctx context.Context, a api.Answer, undone bool) error
+
 	// Events yields the journal after f.After. With follow it then yields what
 	// happens, until ctx ends or yield fails.
 	Events(ctx context.Context, f api.EventFilter, follow bool, yield func(api.Event) error) error

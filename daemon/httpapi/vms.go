@@ -161,6 +161,7 @@ func (s *Server) deleteVM(w http.ResponseWriter, r *http.Request) error {
 // replyVM waits as asked and sends the VM.
 func (s *Server) replyVM(w http.ResponseWriter, r *http.Request, code int, vm api.VM, did string, wt wait) error {
 	if wt.what != api.WaitNone {
+		w.(*response).accepted = true
 		reached, err := s.waitVM(r.Context(), vm, did, wt)
 		if err != nil {
 			return err

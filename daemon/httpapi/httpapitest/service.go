@@ -59,6 +59,10 @@ type Service struct {
 	// returns. Set once before use.
 	Pulling func(ctx context.Context) error
 
+	// Answers are what is kept of requests with these idempotency keys, whatever
+	// they were.
+	Answers map[string]api.Answer
+
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each change; guarded by mu, as is all below
 	vms     map[string]*api.VM
@@ -69,6 +73,7 @@ type Service struct {
 	volumes map[string]api.Volume
 	auth    *api.RegistryAuth // of the last pull
 	journal []api.Event
+	answers map[string]keptAnswer // guarded by mu; by idempotency key
 	created api.VMCreate
 	serial  int
 	puts    int // uploads of blobs that were begun
