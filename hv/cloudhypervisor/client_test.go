@@ -3,14 +3,18 @@ package cloudhypervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // serve returns a client of a server in this process.
@@ -133,4 +137,82 @@ func TestClientCounters(t *testing.T) {
 	if err := c.get(t.Context(), opCounters, &got); err != nil || got["disk-a"]["read_latency_min"] != 1<<64-1 {
 		t.Errorf("counters = %v, %v", got, err)
 	}
+}
+
+// TestClientFiles wants files to come in the very message of the request, each
+// once, and to stay open here.
+func TestClientFiles(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "api.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := newClient(path, func(string) time.Duration { return 5 * time.Second })
+	defer c.close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	for name, test := range map[string]struct{ answer, want string }{
+		"done":       {"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n", ""},
+		"added":      {"HTTP/1.1 200 \r\nContent-Length: 12\r\n\r\n{\"id\":\"net\"}", ""},
+		"refused":    {"HTTP/1.1 500 \r\nContent-Length: 6\r\n\r\n[\"no\"]", `vm.add-net: status 500: "no"`},
+		"no answer":  {"", "EOF"},
+		"no HTTP":    {"garbage\r\n\r\n", "malformed"},
+		"cut short":  {"HTTP/1.1 500 \r\nContent-Length: 60\r\n\r\n[\"no\"]", "status 500"},
+		"no headers": {"HTTP/1.1 204 \r\n", "EOF"},
+	} {
+		got := make(chan string, 1)
+		go func() {
+			conn, err := l.AcceptUnix()
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			defer conn.Close()
+			b, oob := make([]byte, 4096), make([]byte, 256)
+			n, oobn, _, _, err := conn.ReadMsgUnix(b, oob)
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+			if err != nil || len(messages) != 1 {
+				got <- fmt.Sprintf("%d control messages, %v", len(messages), err)
+				return
+			}
+			fds, err := unix.ParseUnixRights(&messages[0])
+			if err != nil || len(fds) != 2 {
+				got <- fmt.Sprintf("%d files, %v", len(fds), err)
+				return
+			}
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			io.WriteString(conn, test.answer)
+			got <- string(b[:n])
+		}()
+		err := c.put(t.Context(), opAddNet, removeConfig{ID: "net"}, r, w)
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+		sent := <-got
+		if !strings.HasPrefix(sent, "PUT /api/v1/vm.add-net HTTP/1.1\r\n") || !strings.Contains(sent, "\r\nContent-Length: 12\r\n") || !strings.HasSuffix(sent, "\r\n\r\n{\"id\":\"net\"}") {
+			t.Errorf("%s: sent %q", name, sent)
+		}
+	}
+	if _, err := w.WriteString("x"); err != nil {
+		t.Errorf("a file that was sent: %v", err)
+	}
+	// A server that does not answer.
+	slow := newClient(path, func(string) time.Duration { return 100 * time.Millisecond })
+	defer slow.close()
+	before := openFiles(t)
+	if err := slow.put(t.Context(), opRestore, removeConfig{}, r); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a silent server: %v, want DeadlineExceeded", err)
+	}
+	wantFiles(t, before)
 }

@@ -230,6 +230,9 @@ func newConfig(spec *hv.Spec, f *findings) vmConfig {
 // directory that it must be given.
 func rules(spec *hv.Spec) []landlockRule {
 	list := []landlockRule{{Path: filepath.Join(spec.Dir, ioDir), Access: "rw"}}
+	if spec.MemoryFile != "" {
+		list = append(list, landlockRule{Path: spec.MemoryFile, Access: "rw"})
+	}
 	for _, dir := range spec.Reach {
 		if fi, err := os.Stat(dir); err == nil && fi.IsDir() { // it refuses a rule for what is not there
 			list = append(list, landlockRule{Path: dir, Access: "rw"})

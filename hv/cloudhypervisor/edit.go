@@ -215,7 +215,7 @@ func adapt(config []byte, spec *hv.Spec, f *findings, memory string) (out []byte
 				nics = append(nics, netFD{ID: id, FDs: 1})
 				return n.set("mac", spec.NICs[i].MAC.String())
 			}),
-			c.set("serial", want.Serial),
+			c.change("serial", func(p *object) error { return p.set("socket", want.Serial.Socket) }),
 			c.change("vsock", func(v *object) error {
 				return errors.Join(v.set("cid", want.Vsock.CID), v.set("socket", want.Vsock.Socket))
 			}),

@@ -128,6 +128,11 @@ func TestLaunchFaults(t *testing.T) {
 // TestCallFaults lets each call to a running machine go wrong in each way, and
 // wants the machine to be killed all the same.
 func TestCallFaults(t *testing.T) {
+	kept := t.TempDir()
+	disk := hv.Disk{Serial: "data", Path: filepath.Join(kept, "disk"), ReadOnly: true}
+	if err := os.WriteFile(disk.Path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	calls := map[string]func(ctx context.Context, vm hv.VM) error{
 		opInfo:     func(ctx context.Context, vm hv.VM) error { _, err := vm.State(ctx); return err },
 		opPause:    func(ctx context.Context, vm hv.VM) error { return vm.Pause(ctx) },
@@ -139,7 +144,29 @@ func TestCallFaults(t *testing.T) {
 			}
 			return vm.Resume(ctx)
 		},
-		opQuit: func(ctx context.Context, vm hv.VM) error { return vm.Kill(ctx) },
+		opQuit:    func(ctx context.Context, vm hv.VM) error { return vm.Kill(ctx) },
+		opResize:  func(ctx context.Context, vm hv.VM) error { return vm.(hv.Resizer).Resize(ctx, 2, 0) },
+		opAddDisk: func(ctx context.Context, vm hv.VM) error { return vm.(hv.Plugger).AddDisk(ctx, disk) },
+		opAddNet: func(ctx context.Context, vm hv.VM) error {
+			return vm.(hv.Plugger).AddNIC(ctx, hv.NIC{Tap: testTap, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}})
+		},
+		opRemove: func(ctx context.Context, vm hv.VM) error {
+			if err := vm.(hv.Plugger).AddDisk(ctx, disk); err != nil {
+				return fmt.Errorf("before: %w", err)
+			}
+			return vm.(hv.Plugger).RemoveDisk(ctx, disk.Serial)
+		},
+		opSnapshot: func(ctx context.Context, vm hv.VM) error {
+			if err := vm.Pause(ctx); err != nil {
+				return fmt.Errorf("before: %w", err)
+			}
+			dir, err := os.MkdirTemp(kept, "")
+			if err != nil {
+				return err
+			}
+			_, err = vm.(hv.Snapshotter).Snapshot(ctx, dir)
+			return errors.Join(err, os.Remove(dir)) // it is empty again
+		},
 	}
 	for op, call := range calls {
 		for _, how := range []string{"refused", "dies", "silent"} {
@@ -157,6 +184,7 @@ func TestCallFaults(t *testing.T) {
 				d, _ := probed(t, s)
 				d.budget = brief
 				spec := scriptedSpec(t)
+				spec.MaxVCPUs = 2
 				vm, err := d.Launch(t.Context(), spec)
 				if err != nil {
 					t.Fatal(err)

@@ -1,6 +1,7 @@
 package cloudhypervisor
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,38 +24,73 @@ func realDriver() *Driver { return New(Config{AnyKVM: true}) }
 // guests. make test-ch wants it to run; elsewhere it is skipped where there is
 // none.
 func TestReal(t *testing.T) {
-	need := t.Skipf
-	if os.Getenv("VOLANT_TEST_HYPERVISOR") == Name {
-		need = t.Fatalf
+	h := realHarness(t)
+	kernel := os.Getenv("VOLANT_TEST_KERNEL")
+	if kernel == "" {
+		realNeed(t, "VOLANT_TEST_KERNEL does not name a kernel (make kernels builds one)")
 	}
+	image, err := os.ReadFile(kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Inert = !bytes.Contains(image, []byte("virtio_mem")) // its driver's name
+	initramfs := hvtest.Initramfs(t)
+	h.Spec = func(t testing.TB) hv.Spec {
+		spec := realSpec(t)
+		spec.Kernel, spec.Initramfs = kernel, initramfs
+		return spec
+	}
+	h.Broken = broken
+	hvtest.Run(t, h)
+}
+
+// TestRealTiny runs the part of the suite that needs no kernel.
+func TestRealTiny(t *testing.T) {
+	h := realHarness(t)
+	h.Tiny = func(t testing.TB, g hvtest.Tiny) hv.Spec {
+		spec := realSpec(t)
+		spec.Kernel, spec.MemoryMiB = g.Kernel(t), minMemoryMiB
+		return spec
+	}
+	hvtest.RunTiny(t, h)
+}
+
+// realNeed skips a test for what is missing, or fails it where it is to run.
+func realNeed(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("VOLANT_TEST_HYPERVISOR") == Name {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
+}
+
+// realSpec returns a machine whose VMM must not panic: a thread of it that does
+// need not end it.
+func realSpec(t testing.TB) hv.Spec {
+	spec := scriptedSpec(t)
+	t.Cleanup(func() {
+		if said := string(vmm.Tail(filepath.Join(spec.Dir, logFile), 1<<20)); strings.Contains(said, "panicked") {
+			t.Errorf("Cloud Hypervisor said:\n%s", said)
+		}
+	})
+	return spec
+}
+
+// realHarness returns what both suites need, of the Cloud Hypervisor of this host.
+func realHarness(t *testing.T) hvtest.Harness {
+	t.Helper()
 	d := realDriver()
 	caps, err := d.Probe(t.Context())
 	if err != nil {
-		need("%v", err)
+		realNeed(t, "%v", err)
 	}
-	kernel := os.Getenv("VOLANT_TEST_KERNEL")
-	if kernel == "" {
-		need("VOLANT_TEST_KERNEL does not name a kernel (make kernels builds one)")
-	}
-	t.Logf("Cloud Hypervisor %s at %s; notice: %q", caps.Version, caps.Binary, caps.Notice)
+	t.Logf("Cloud Hypervisor %s at %s; snapshots: %t, on demand: %t; notice: %q", caps.Version, caps.Binary, caps.Snapshot, caps.OnDemand, caps.Notice)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	initramfs := hvtest.Initramfs(t)
-	hvtest.Run(t, hvtest.Harness{
+	return hvtest.Harness{
 		Driver: func(testing.TB) hv.Driver { return d },
-		Spec: func(t testing.TB) hv.Spec {
-			spec := scriptedSpec(t)
-			spec.Kernel, spec.Initramfs = kernel, initramfs
-			// A thread of the VMM that panics need not end it.
-			t.Cleanup(func() {
-				if said := string(vmm.Tail(filepath.Join(spec.Dir, logFile), 1<<20)); strings.Contains(said, "panicked") {
-					t.Errorf("Cloud Hypervisor said:\n%s", said)
-				}
-			})
-			return spec
-		},
 		Orphan: func(t testing.TB, spec hv.Spec) hv.Record {
 			t.Helper()
 			cmd := exec.CommandContext(t.Context(), self)
@@ -62,6 +98,6 @@ func TestReal(t *testing.T) {
 			cmd.Stderr = os.Stderr
 			return hvtest.Orphan(t, cmd, spec)
 		},
-		Crash: crash, Alive: alive, Broken: broken, Timeout: 3 * time.Minute, Parallel: runtime.NumCPU(),
-	})
+		Crash: crash, Alive: alive, Timeout: 3 * time.Minute, Parallel: runtime.NumCPU(),
+	}
 }
