@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 
@@ -32,7 +33,8 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", row.ErrFull, err)
 	case errors.Is(err, sqlite3.BUSY), errors.Is(err, sqlite3.LOCKED):
 		return fmt.Errorf("%w: %w", row.ErrBusy, err)
-	case errors.Is(err, sqlite3.CORRUPT), errors.Is(err, sqlite3.NOTADB):
+	case errors.Is(err, sqlite3.CORRUPT), errors.Is(err, sqlite3.NOTADB),
+		errors.Is(err, sqlite3.ERROR) && strings.Contains(err.Error(), "unsupported file format"): // it has no code of its own
 		return fmt.Errorf("%w: %w", row.ErrCorrupt, err)
 	}
 	return err
@@ -55,9 +57,13 @@ func constraintColumn(err error) string {
 func advice(err error) string {
 	switch {
 	case errors.Is(err, row.ErrCorrupt):
-		return "; restore the file from a backup, or move it away together with its -wal and -shm files to begin with an empty one (running VMs are then not known any more)"
+		return "; volantd --recover keeps the file, saves what can still be read of it, and finds the running VMs again; or restore a backup together with its -wal file"
+	case errors.Is(err, row.ErrRecovering):
+		return "; run volantd --recover again"
 	case errors.Is(err, row.ErrNewer):
 		return "; run that version or a later one, or restore the backup made before the upgrade"
+	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
+		return "; volantd must be able to write there: mount it read-write, or choose another folder with --data-dir"
 	}
 	return ""
 }

@@ -45,10 +45,13 @@ func migrations() ([]migration, error) {
 	return ms, nil
 }
 
-// migrate brings the schema up to date, one transaction a step, so that a kill
-// in between leaves a schema that the next start goes on from. The version is
-// SQLite's own user_version, which is part of the transaction.
-func (s *Store) migrate(ctx context.Context) error {
+// latest is the version that this program knows.
+const latest = -1
+
+// migrate brings the schema up to the version to, one transaction a step, so
+// that a kill in between leaves a schema that the next start goes on from. The
+// version is SQLite's own user_version, which is part of the transaction.
+func (s *Store) migrate(ctx context.Context, to int) error {
 	ms, err := migrations()
 	if err != nil {
 		return err
@@ -61,7 +64,10 @@ func (s *Store) migrate(ctx context.Context) error {
 		return fmt.Errorf("open database %s: %w: its schema is %d, this version knows %d%s",
 			s.path, row.ErrNewer, have, len(ms), advice(row.ErrNewer))
 	}
-	for _, m := range ms[have:] {
+	if to == latest {
+		to = len(ms)
+	}
+	for _, m := range ms[have:max(to, have)] {
 		err := s.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
 			if _, err := tx.ExecContext(ctx, m.sql); err != nil {
 				return err

@@ -29,6 +29,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -72,19 +73,45 @@ type Store struct {
 
 // Open opens the database at path, making it, mode 0600, when it does not
 // exist, and brings its schema up to date. It refuses a database that is
-// damaged (row.ErrCorrupt) or was written by a newer version (row.ErrNewer).
+// damaged (row.ErrCorrupt), was written by a newer version (row.ErrNewer), or
+// whose recovery was not finished (row.ErrRecovering).
 func Open(ctx context.Context, path string, opt Options) (*Store, error) {
-	if opt.Now == nil {
-		opt.Now = time.Now
-	}
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
+	if recoveryUnderWay(path) {
+		return nil, fmt.Errorf("open database %s: %w%s", path, row.ErrRecovering, advice(row.ErrRecovering))
+	}
+	return openFile(ctx, path, opt)
+}
+
+// openFile is Open without a look at recoveries.
+func openFile(ctx context.Context, path string, opt Options) (*Store, error) {
+	s, err := connect(path, opt)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.check(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
+	if err := s.finish(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// connect makes the file, if there is none, and the connections to it.
+func connect(path string, opt Options) (*Store, error) {
+	if opt.Now == nil {
+		opt.Now = time.Now
+	}
 	// SQLite would make it with the umask's mode; it may hold secrets.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open database: %w", classify(err))
+		return nil, fmt.Errorf("open database: %w%s", classify(err), advice(err))
 	}
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open database: %w", classify(err))
@@ -104,20 +131,18 @@ func Open(ctx context.Context, path string, opt Options) (*Store, error) {
 	}
 	s.r.SetMaxOpenConns(2)
 	s.r.SetMaxIdleConns(1)
+	return s, nil
+}
 
-	if err := s.check(ctx); err != nil {
-		s.Close()
-		return nil, err
-	}
-	if err := s.migrate(ctx); err != nil {
-		s.Close()
-		return nil, err
+// finish brings the schema up to date, and makes the Store ready for use.
+func (s *Store) finish(ctx context.Context) error {
+	if err := s.migrate(ctx, latest); err != nil {
+		return err
 	}
 	if err := s.prepare(ctx); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("open database %s: %w", path, classify(err))
+		return fmt.Errorf("open database %s: %w", s.path, classify(err))
 	}
-	return s, nil
+	return nil
 }
 
 // dsn names the database. busy_timeout stands first: with any pragma given the
@@ -134,17 +159,54 @@ func dsn(path string, pragmas ...string) string {
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + q.Encode()
 }
 
-// check reads the whole database once and refuses a damaged one.
+// check reads the whole database once and refuses a damaged one: pages and
+// trees, and whether JSON is JSON. What else stands in a cell SQLite cannot
+// judge.
 func (s *Store) check(ctx context.Context) error {
 	var verdict string
 	err := classify(s.w.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&verdict))
 	if err == nil && verdict != "ok" {
 		err = fmt.Errorf("%w: %.200s", row.ErrCorrupt, verdict)
 	}
+	if err == nil {
+		err = s.checkJSON(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("open database %s: %w%s", s.path, err, advice(err))
 	}
 	return nil
+}
+
+// checkJSON looks at every column whose name says that it holds JSON.
+func (s *Store) checkJSON(ctx context.Context) error {
+	columns, err := queryStrings(ctx, s.w, `SELECT format('SELECT ''%w.%w'' FROM "%w" WHERE NOT json_valid("%w")', t.name, c.name, t.name, c.name)
+		FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c WHERE t.type = 'table' AND c.name LIKE '%\_json' ESCAPE '\'`)
+	if err != nil || len(columns) == 0 {
+		return err
+	}
+	bad, err := queryStrings(ctx, s.w, strings.Join(columns, " UNION ALL ")+" LIMIT 1")
+	if err == nil && len(bad) > 0 {
+		err = fmt.Errorf("%w: %s holds something else than JSON", row.ErrCorrupt, bad[0])
+	}
+	return err
+}
+
+// queryStrings returns the first column of a query.
+func queryStrings(ctx context.Context, db *sql.DB, query string, args ...any) ([]string, error) {
+	rows, err := db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer rows.Close()
+	var out []string
+	for rows.Next() {
+		var s string
+		if err := rows.Scan(&s); err != nil {
+			return nil, classify(err)
+		}
+		out = append(out, s)
+	}
+	return out, classify(rows.Err())
 }
 
 // Close closes the database. No other method may be running.

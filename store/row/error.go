@@ -26,6 +26,9 @@ var (
 	// ErrSilent says that a VM was to change its state without an event that
 	// tells of it: a fault of the caller.
 	ErrSilent = errors.New("a change of state without an event")
+	// ErrRecovering says that a recovery of the database was begun, and did not
+	// come to its end.
+	ErrRecovering = errors.New("its recovery was not finished")
 	// ErrNewer says that the database was written by a newer version.
 	ErrNewer = errors.New("database was written by a newer version")
 )
