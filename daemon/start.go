@@ -205,6 +205,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.writeOrigin(gctx, vm, &m, kernel) })
 	g.Go(func() error {
 		return timed("kernel", func() error { return d.disks.verify(gctx, d.blobRef(kernel.Digest)) })
 	})

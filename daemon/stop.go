@@ -456,7 +456,7 @@ func incarnations(dir string) ([]string, error) {
 
 // killStray ends the machine that was launched with dir, should there be one.
 func (w *worker) killStray(ctx context.Context, dir string) error {
-	rec, err := w.findMachine(ctx, dir)
+	rec, err := w.d.findMachine(ctx, dir)
 	if errors.Is(err, hv.ErrGone) {
 		return nil
 	}

@@ -289,15 +289,15 @@ func (w *worker) record(ctx context.Context, vm *row.VM) (hv.Record, error) {
 	if vm.Record != nil {
 		return decodeRecord(vm.Record)
 	}
-	return w.findMachine(ctx, w.d.runDir(vm.ID, vm.Incarnation))
+	return w.d.findMachine(ctx, w.d.runDir(vm.ID, vm.Incarnation))
 }
 
 // findMachine asks the drivers for the machine that was launched with a
 // directory. Only when all of them say so it is gone.
-func (w *worker) findMachine(ctx context.Context, dir string) (hv.Record, error) {
-	ctx, cancel := context.WithTimeout(ctx, w.d.t.launch)
+func (d *Daemon) findMachine(ctx context.Context, dir string) (hv.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.t.launch)
 	defer cancel()
-	for _, drv := range append([]hv.Driver{w.d.cfg.Driver}, w.d.cfg.Others...) {
+	for _, drv := range append([]hv.Driver{d.cfg.Driver}, d.cfg.Others...) {
 		if drv == nil {
 			continue
 		}

@@ -480,7 +480,7 @@ func (h *host) runVolantd() result {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Getenv(envBinary), append([]string{"volantd"}, h.args()...)...)
+	cmd := exec.CommandContext(ctx, os.Getenv(envBinary), append(append([]string{"volantd"}, h.args()...), h.flags...)...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()

@@ -69,7 +69,7 @@ func TestRecover(t *testing.T) {
 		torn   bool
 	}{
 		{"a page of VMs is garbage", func(t *testing.T, _ string, data []byte) []byte { return garbage(t, data, `"stop":{`) }, n - 60, true},
-		{"the file is cut", func(_ *testing.T, _ string, data []byte) []byte { return data[:len(data)*2/3/4096*4096] }, 1, true},
+		{"the file is cut", func(_ *testing.T, _ string, data []byte) []byte { return data[:len(data)*3/4/4096*4096] }, 1, true},
 		{"the middle is zeros", func(_ *testing.T, _ string, data []byte) []byte {
 			mid := len(data) / 2 / 4096 * 4096
 			clear(data[mid : mid+3*4096])

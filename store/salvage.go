@@ -257,10 +257,16 @@ func (t *table) plausible(values []any) bool {
 	return true
 }
 
-// dropBroken removes VMs that were saved and that nobody could work with.
+// dropBroken removes VMs that were saved and that nobody could work with, and
+// gives the others back what is theirs alone.
 func (r *Recovery) dropBroken(ctx context.Context) error {
 	if err := r.finish(ctx); err != nil {
 		return err
+	}
+	// An address that the leases have lost the journal may still have.
+	if _, err := r.w.ExecContext(ctx, `INSERT OR IGNORE INTO leases (address, vm) SELECT address, vm FROM (
+		SELECT address, vm, max(seq) FROM events WHERE address <> '' AND vm IN (SELECT id FROM vms WHERE NOT vsock AND id NOT IN (SELECT vm FROM leases)) GROUP BY vm)`); err != nil {
+		return classify(err)
 	}
 	ids, err := queryStrings(ctx, r.w, `SELECT id FROM vms`)
 	if err != nil {
@@ -269,18 +275,54 @@ func (r *Recovery) dropBroken(ctx context.Context) error {
 	i := slices.IndexFunc(r.Tables, func(t SavedTable) bool { return t.Name == "vms" })
 	for _, id := range ids {
 		vm, err := r.VMByID(ctx, id)
-		if err == nil && slices.Contains(api.VMStates(), vm.Status) && vm.Incarnation >= 0 &&
-			slices.Contains([]api.VMDesired{api.DesiredRunning, api.DesiredStopped, api.DesiredAbsent}, vm.Desired) {
-			continue
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
-		if err != nil && !errors.Is(err, row.ErrCorrupt) && ctx.Err() != nil {
-			return err
+		if err == nil && workable(&vm) {
+			if err := r.giveBack(ctx, &vm); err != nil {
+				return err
+			}
+			continue
 		}
 		if _, err := r.w.ExecContext(ctx, `DELETE FROM vms WHERE id = ?`, id); err != nil {
 			return classify(err)
 		}
 		r.Tables[i].Saved--
 		r.Tables[i].Dropped++
+	}
+	return nil
+}
+
+// workable reports whether a daemon can go by the row. One that lost its address
+// is none: whoever knows the VM from elsewhere knows that too.
+func workable(vm *row.VM) bool {
+	return slices.Contains(api.VMStates(), vm.Status) && vm.Incarnation >= 0 && (vm.Vsock || vm.IPAddress != "") &&
+		slices.Contains([]api.VMDesired{api.DesiredRunning, api.DesiredStopped, api.DesiredAbsent}, vm.Desired)
+}
+
+// giveBack makes the rows again that say which ports and volumes are the VM's.
+func (r *Recovery) giveBack(ctx context.Context, vm *row.VM) error {
+	for _, p := range vm.Ports {
+		if p.HostPort == 0 {
+			continue
+		}
+		if _, err := r.w.ExecContext(ctx, `INSERT OR IGNORE INTO vm_ports (protocol, host_port, host_ip, vm) VALUES (?, ?, ?, ?)`,
+			p.Protocol, p.HostPort, p.HostIP, vm.ID); err != nil {
+			return classify(err)
+		}
+	}
+	m, err := r.Manifest(ctx, vm.Manifest)
+	if err != nil {
+		return err
+	}
+	for _, v := range m.Volumes {
+		if v.Name == "" {
+			continue
+		}
+		if _, err := r.w.ExecContext(ctx, `INSERT OR IGNORE INTO vm_volumes (vm, volume, read_only, held) VALUES (?, ?, ?, ?)`,
+			vm.ID, v.Name, v.ReadOnly, !vm.Ended()); err != nil {
+			return classify(err)
+		}
 	}
 	return nil
 }

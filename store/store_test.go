@@ -945,6 +945,7 @@ func fill(t testing.TB, s *Store, p row.Plugin, n int) {
 			if _, err := tx.StmtContext(ctx, s.stmts.insertLease).Exec(addr.String(), vm.ID); err != nil {
 				return err
 			}
+			vm.IPAddress = addr.String()
 			if _, err := s.appendEvent(ctx, tx, vmEvent(&vm, api.Event{Type: api.EventVMCreated})); err != nil {
 				return err
 			}

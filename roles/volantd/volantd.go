@@ -51,6 +51,7 @@ type grammar struct {
 	KeepEvents    int           `help:"How many events the journal keeps (default: ${default})." env:"VOLANT_KEEP_EVENTS" default:"100000" placeholder:"N"`
 	KeepEventsFor time.Duration `help:"How old they may be; 0 for any age (default: ${default})." env:"VOLANT_KEEP_EVENTS_FOR" default:"720h" placeholder:"TIME"`
 
+	Recover bool             `help:"Instead of running: recover a damaged or lost database from what can still be read of it and from the VMs that run, keep the damaged file, and exit."`
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
@@ -78,7 +79,11 @@ func Main(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Wri
 		fmt.Fprintf(stderr, "volantd: %v\n", err)
 		return exitUsage
 	}
-	if err := Run(ctx, opt); err != nil {
+	run := Run
+	if g.Recover {
+		run = func(ctx context.Context, opt Options) error { return Recover(ctx, opt, stdout) }
+	}
+	if err := run(ctx, opt); err != nil {
 		fmt.Fprintf(stderr, "volantd: %v\n", err)
 		var hinted interface{ Hint() string }
 		if errors.As(err, &hinted) {

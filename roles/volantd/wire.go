@@ -5,12 +5,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/daemon"
@@ -20,6 +22,9 @@ import (
 	"github.com/volantvm/volant/ipam"
 	"github.com/volantvm/volant/store"
 )
+
+// databaseFile is the database's name in the data folder.
+const databaseFile = "state.db"
 
 // Run assembles a daemon and runs it until ctx ends, which is no error. Its VMs
 // run on. What it took (locks, socket, database) is given back when it returns.
@@ -37,17 +42,10 @@ func Run(ctx context.Context, opt Options) (err error) {
 		}
 	}()
 
-	// One volantd a data folder, and the lock before the database: opening it
-	// may bring its schema up to date.
-	if err := os.MkdirAll(opt.DataDir, 0o700); err != nil {
-		return fmt.Errorf("data folder: %w", err)
-	}
-	lock, err := httpapi.LockFile(filepath.Join(opt.DataDir, "state.lock"))
-	if errors.Is(err, httpapi.ErrInUse) {
-		err = fmt.Errorf("another volantd uses it: %w", err)
-	}
+	// The lock before the database: opening it may bring its schema up to date.
+	lock, err := lockData(opt.DataDir)
 	if err != nil {
-		return fmt.Errorf("data folder: %w", err)
+		return err
 	}
 	undo = append(undo, lock.Close)
 	ln, err := httpapi.Listen(ctx, opt.Listen)
@@ -61,7 +59,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	undo = append(undo, claim.Close)
 
-	st, err := store.Open(ctx, filepath.Join(opt.DataDir, "state.db"), store.Options{AfterCommit: opt.AfterCommit})
+	st, err := store.Open(ctx, filepath.Join(opt.DataDir, databaseFile), store.Options{AfterCommit: opt.AfterCommit})
 	if err != nil {
 		return err
 	}
@@ -116,6 +114,38 @@ func Run(ctx context.Context, opt Options) (err error) {
 	wg.Wait()
 	opt.Log.Info("volantd ends; VMs run on")
 	return errors.Join(runErr, serveErr)
+}
+
+// lockData makes the data folder, and sees to it that one volantd uses it.
+func lockData(dir string) (io.Closer, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, dataError(err)
+	}
+	lock, err := httpapi.LockFile(filepath.Join(dir, "state.lock"))
+	if errors.Is(err, httpapi.ErrInUse) {
+		err = fmt.Errorf("another volantd uses it: %w", err)
+	}
+	if err != nil {
+		return nil, dataError(err)
+	}
+	return lock, nil
+}
+
+// dataError is an error of the data folder.
+func dataError(err error) error {
+	err = fmt.Errorf("data folder: %w", err)
+	if errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
+		return &readOnlyError{err}
+	}
+	return err
+}
+
+// readOnlyError says that nothing can be kept.
+type readOnlyError struct{ error }
+
+func (e *readOnlyError) Unwrap() error { return e.error }
+func (*readOnlyError) Hint() string {
+	return "volantd must be able to write there: mount it read-write, or choose another folder with --data-dir"
 }
 
 // announce says that volantd is ready, and on what, once it is.
