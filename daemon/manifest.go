@@ -124,7 +124,7 @@ func workloadConfig(vm *row.VM, m *api.Manifest) wire.WorkloadConfig {
 	out := wire.WorkloadConfig{
 		Args: w.Entrypoint, Workdir: w.Workdir, User: w.User, Restart: policy, RestartMax: most,
 		StopSignal: w.StopSignal, StopTimeout: stopTimeout(m), BaseURL: w.BaseURL, Health: healthConfig(m),
-		TTY: w.TTY, Stdin: w.Stdin, Attach: vm.Attach && vm.Incarnation == 1,
+		TTY: w.TTY, Stdin: w.Stdin, Init: w.Init, Attach: vm.Attach && vm.Incarnation == 1,
 	}
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		out.Env = append(out.Env, k+"="+env[k])

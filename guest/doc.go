@@ -55,7 +55,18 @@
 // machine-id, mounted over the files that its names lead to, which are made
 // where they are missing and otherwise keep their content. The machine being
 // the boundary, root has all capabilities, nothing in /proc is masked, and
-// neither nosuid nor nodev is on the root. Process 1 stays kestrel.
+// neither nosuid nor nodev is on the root.
+//
+// It is process 1 of a process and a mount namespace of its own, as programs
+// expect it that are made to be (systemd, s6), and ends with everything in them.
+// What the kernel does with signals for a process 1 it does with this one: those
+// that it does not handle are ignored, whoever sends them, but for SIGKILL.
+// Orphans are its own to reap, or those of the init that WorkloadConfig.Init puts
+// before it (init.go). Commands and probes join the namespaces (namespace_linux.go)
+// and end with them, while kestrel stays outside: it sees the root as it was made,
+// and not what the workload mounts. The process is made by a fork that goes on in
+// the child (fork_linux.go) since /proc is its own. On an initramfs, the fast path,
+// there are no such namespaces: kestrel is process 1, and reaps.
 //
 // Changes go to an overlay's upper layer: an ext4 disk that lives as long as
 // the VM, or a tmpfs. A read-only root has a tmpfs as well, for what has to be

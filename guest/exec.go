@@ -194,6 +194,7 @@ func (w *workload) resolveExec(e wire.Exec) (Process, error) {
 	if err != nil {
 		return Process{}, err
 	}
+	p.Join = w.namespaces.Load()
 	if info, err := w.sys.Stat(p.Dir); err != nil || !info.IsDir() {
 		return Process{}, fmt.Errorf("there is no working directory %s", p.Dir)
 	}

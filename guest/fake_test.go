@@ -185,11 +185,14 @@ func (s *fakeSys) hasButton() bool {
 	return s.pressed != nil
 }
 
-// Spawn has no control group to offer: its directory is not one.
+// Spawn has no control group to offer, whose directory is not one, and makes no
+// namespaces on this machine.
 func (s *fakeSys) Spawn(p Process) (int, error) {
-	p.Cgroup = nil
+	p.Cgroup, p.Own, p.Join = nil, false, nil
 	return s.processes.Spawn(p)
 }
+
+func (s *fakeSys) Namespaces(pid int) (*Namespaces, error) { return nil, fs.ErrNotExist }
 
 // linkProgram makes the fake believe that a program of the host is in its image.
 func (s *fakeSys) linkProgram(t *testing.T, path string) {

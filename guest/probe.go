@@ -77,6 +77,7 @@ func (w *workload) runBeside(ctx context.Context, args []string, output io.Write
 	p := Process{
 		Path: program, Args: args, Env: w.env(), Dir: w.process.Dir, User: w.process.User,
 		Files: []uintptr{null.Fd(), to.Fd(), to.Fd()}, Cgroup: w.cgroup.side(),
+		Join: w.namespaces.Load(),
 	}
 	pid, exited, err := w.reaper.start(p)
 	to.Close()

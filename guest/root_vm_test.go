@@ -234,7 +234,7 @@ func TestVMRoot(t *testing.T) {
 		"resolv=/run/systemd/resolve/stub-resolv.conf nameserver 192.168.127.1", "192.168.127.7\tweb.example web", "web.example", cfg.MachineID,
 		"copy drwx------ 70:70 .", "copy -rw-r----- 70:70 PG_VERSION", "copy drwxr-xr-x 0:0 base/1", "copy -rw------- 70:70 base/1/filenode",
 		"copy drwxrwsr-t 70:70 sticky", "copy crw-rw-rw- 0:0 null", "copy lrwxrwxrwx 70:26 link", "        3 PG_VERSION", "   100000 base/1/filenode",
-		"time 1000000000", "/etc/hosts", "same", "lost+found", "wrote", "refused", "left 1", "3", "init", "0::/workload/1", "no initramfs", "0", "/proc/mounts",
+		"time 1000000000", "/etc/hosts", "same", "lost+found", "wrote", "refused", "left 1", "3", "sh", "/bin/busybox", "0::/workload/1", "no initramfs", "0", "/proc/mounts",
 	)
 	// Of the initramfs nothing is left but the binary that runs.
 	var shmemKiB int64

@@ -27,6 +27,8 @@ const (
 	// how long sync and unmount may.
 	closeTimeout = 2 * time.Second
 	offTimeout   = 10 * time.Second
+	// buryTimeout is how long processes that were killed may take to end.
+	buryTimeout = 3 * time.Second
 	// farewell is how long those who are attached may take to read to the end.
 	farewell = 5 * time.Second
 	// headStart is how long the agent leaves the processor to a workload that
@@ -405,7 +407,7 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 	}
 	w := &workload{
 		sys: k.sys, log: k.log, ring: k.ring, reaper: k.reaper, status: k.status, cgroup: group,
-		cfg: k.boot.Workload, hub: k.hub, hostname: k.who.hostname,
+		cfg: k.boot.Workload, hub: k.hub, hostname: k.who.hostname, own: k.boot.Root != nil,
 		grace: func() time.Duration { return time.Duration(k.grace.Load()) },
 	}
 	if err := w.prepare(); err != nil {
@@ -542,6 +544,7 @@ func (k *kestrel) powerOff() error {
 	go func() {
 		done <- k.guarded(func() error {
 			k.sys.KillAll()
+			k.bury()
 			k.sys.Sync()
 			return errors.Join(k.leaveRoot(), unmountDisks(k.sys))
 		})
@@ -557,6 +560,20 @@ func (k *kestrel) powerOff() error {
 	err := k.sys.PowerOff()
 	k.fatal(err)
 	return err
+}
+
+// bury waits until everything that was killed has ended, at most buryTimeout: a
+// mount namespace keeps file systems mounted until the last who is in it has gone.
+func (k *kestrel) bury() {
+	for deadline := time.Now().Add(buryTimeout); time.Now().Before(deadline); {
+		pid, _, err := k.sys.Wait()
+		if pid < 0 || err != nil {
+			return
+		}
+		if pid == 0 {
+			time.Sleep(busyPause)
+		}
+	}
 }
 
 // leaveRoot takes kestrel itself out of the file systems that are to be

@@ -57,6 +57,8 @@ type Sys interface {
 
 	Files
 	Processes
+	// Namespaces opens those that a process started with Process.Own is in.
+	Namespaces(pid int) (*Namespaces, error)
 
 	// OpenPort opens a virtio-serial port for wire.NewAcceptor.
 	OpenPort(path string) (io.ReadWriteCloser, error)
@@ -104,10 +106,10 @@ type Files interface {
 
 // Processes is the part of Sys that deals in processes.
 type Processes interface {
-	// Spawn starts a process and returns its pid.
+	// Spawn starts a process and returns its pid, as this process sees it.
 	Spawn(p Process) (int, error)
 	// Wait reaps one child that ended, without blocking. A pid of zero means
-	// that none has.
+	// that none has, a negative one that there are no children.
 	Wait() (pid int, status syscall.WaitStatus, err error)
 	// Kill is kill(2) for one process, or one process group when pid is
 	// negative. It refuses 0, 1 and -1.
@@ -117,16 +119,27 @@ type Processes interface {
 	Terminal(uid uint32) (near, far *os.File, err error)
 }
 
-// Process describes a process to start, in a session of its own.
+// Process describes a process to start, in a session of its own. What another
+// process is told of it (see Init) is in JSON.
 type Process struct {
 	Path   string // of the program, relative to Dir if it is not absolute
 	Args   []string
 	Env    []string
 	Dir    string
-	Files  []uintptr // file descriptors 0, 1, 2
+	Files  []uintptr `json:"-"` // file descriptors 0, 1, 2
 	TTY    bool      // they are a terminal, which is to be its controlling one
 	User   syscall.Credential
-	Cgroup *os.File // directory of a cgroup v2 to start in; nil for none
+	Cgroup *os.File `json:"-"` // directory of a cgroup v2 to start in; nil for none
+
+	// Own makes it process 1 of a process namespace, with a mount namespace and a
+	// /proc to match; with Init it is the child of one that reaps for it.
+	Own  bool `json:"-"`
+	Init bool `json:"-"`
+	// Join starts it in the namespaces of another; nil for those of this process.
+	Join *Namespaces `json:"-"`
+	// Child leaves it in this process's session, in a process group of its own, which
+	// is the one in front of the terminal, if there is one.
+	Child bool `json:"-"`
 }
 
 // maxFile is the most that ReadFile reads, in bytes.
@@ -199,14 +212,23 @@ func (r rooted) Glob(pattern string) ([]string, error) {
 type processes struct{}
 
 func (processes) Spawn(p Process) (int, error) {
-	sys := &syscall.SysProcAttr{Setsid: true, Setctty: p.TTY, Ctty: 0, Credential: &p.User}
+	// Not os.StartProcess: it watches the process by a pidfd, and probes for
+	// pidfds with a child of its own.
+	pid, _, err := syscall.StartProcess(p.Path, p.Args, &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Files: p.Files, Sys: sysProcAttr(p)})
+	return pid, err
+}
+
+func sysProcAttr(p Process) *syscall.SysProcAttr {
+	sys := &syscall.SysProcAttr{Credential: &p.User, Ctty: 0}
+	if p.Child {
+		sys.Setpgid, sys.Foreground = true, p.TTY
+	} else {
+		sys.Setsid, sys.Setctty = true, p.TTY
+	}
 	if p.Cgroup != nil {
 		sys.UseCgroupFD, sys.CgroupFD = true, int(p.Cgroup.Fd())
 	}
-	// Not os.StartProcess: it watches the process by a pidfd, and probes for
-	// pidfds with a child of its own.
-	pid, _, err := syscall.StartProcess(p.Path, p.Args, &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Files: p.Files, Sys: sys})
-	return pid, err
+	return sys
 }
 
 func (processes) Wait() (int, syscall.WaitStatus, error) {
@@ -218,7 +240,7 @@ func (processes) Wait() (int, syscall.WaitStatus, error) {
 			return pid, status, nil
 		case syscall.EINTR:
 		case syscall.ECHILD:
-			return 0, 0, nil
+			return -1, 0, nil
 		default:
 			return 0, 0, os.NewSyscallError("wait4", err)
 		}

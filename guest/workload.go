@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,6 +51,10 @@ type workload struct {
 	started func(ctx context.Context)
 	// hostname is what the guest is called now.
 	hostname func() string
+	// own has every process of it be process 1 of namespaces of its own, and
+	// namespaces is what those of the one that runs are.
+	own        bool
+	namespaces atomic.Pointer[Namespaces]
 	// grace is how long a process may take to end after the stop signal.
 	grace func() time.Duration
 }
@@ -93,7 +98,8 @@ type running struct {
 	pid    int
 	exited <-chan syscall.WaitStatus
 	since  time.Time
-	ooms   int64 // kills by the OOM killer before it
+	ooms   int64       // kills by the OOM killer before it
+	spaces *Namespaces // nil where they are the guest's
 	io     *streams
 	copies *sync.WaitGroup // of its output to the ring and the hub
 	cancel context.CancelFunc
@@ -108,7 +114,7 @@ func (w *workload) start(again bool) (*running, error) {
 	}
 	r := &running{io: io, copies: new(sync.WaitGroup), side: new(sync.WaitGroup), ooms: w.cgroup.oomKills()}
 	p := w.process
-	p.Env, p.Files, p.Cgroup = w.env(), io.fds(), w.cgroup.dir()
+	p.Env, p.Files, p.Cgroup, p.Own, p.Init = w.env(), io.fds(), w.cgroup.dir(), w.own, w.cfg.Init
 	w.hub.resize(io)
 	r.since = time.Now()
 	r.pid, r.exited, err = w.reaper.start(p)
@@ -116,6 +122,12 @@ func (w *workload) start(again bool) (*running, error) {
 	if err != nil {
 		io.close()
 		return nil, explainStart(w.sys, p, err)
+	}
+	if w.own {
+		if r.spaces, err = w.sys.Namespaces(r.pid); err != nil {
+			w.log.Warn("commands run beside the workload's namespaces", keyErr, err)
+		}
+		w.namespaces.Store(r.spaces)
 	}
 	w.hub.begin(io, r.pid)
 	r.copies.Go(func() { capture(io.out, wire.Stdout, w.ring, io.tty, w.hub.sink(stdio.Stdout)) })
@@ -211,6 +223,7 @@ func (w *workload) wait(ctx context.Context, r *running) wire.WorkloadExit {
 	at := time.Now()
 	// Like a container, the workload is over when its first process is.
 	w.cgroup.kill()
+	r.spaces.close()
 	r.cancel()
 	r.side.Wait()
 	w.hub.finish()

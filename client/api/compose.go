@@ -236,6 +236,7 @@ func composeWorkload(base *Workload, image *ImageConfig, req VMCreate) *Workload
 	}
 	w.TTY = w.TTY || req.TTY
 	w.Stdin = w.Stdin || req.Stdin
+	w.Init = w.Init || req.Init
 	return &w
 }
 

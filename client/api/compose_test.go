@@ -153,7 +153,7 @@ func TestCompose(t *testing.T) {
 	base.Volumes = []VolumeMount{{Name: "one", Target: "/one"}, {Name: "two", Target: "/two"}}
 	base.Tmpfs = []Tmpfs{{Target: "/tmp"}}
 	m, err := Compose(base, &image, VMCreate{
-		Workdir: "/w", User: "u", StopSignal: "SIGINT", StopTimeout: 1500, TTY: true, Stdin: true, Hostname: "db.example", Kernel: "k", NetworkMode: NetworkVsock,
+		Workdir: "/w", User: "u", StopSignal: "SIGINT", StopTimeout: 1500, TTY: true, Stdin: true, Init: true, Hostname: "db.example", Kernel: "k", NetworkMode: NetworkVsock,
 		Root: &Root{Mode: RootReadOnly}, Volumes: []VolumeMount{{Name: "mine", Target: "/two"}, {Name: "data", Target: "/data"}},
 		Tmpfs: []Tmpfs{{Target: "/tmp", SizeMB: 5}}, Restart: &Restart{Policy: "always"},
 	})
@@ -161,7 +161,7 @@ func TestCompose(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := m.Workload
-	if w.Workdir != "/w" || w.User != "u" || w.StopSignal != "SIGINT" || w.StopTimeout != 1500 || !w.TTY || !w.Stdin {
+	if w.Workdir != "/w" || w.User != "u" || w.StopSignal != "SIGINT" || w.StopTimeout != 1500 || !w.TTY || !w.Stdin || !w.Init {
 		t.Errorf("workload %+v", w)
 	}
 	if m.Hostname != "db.example" || m.Kernel != "k" || m.Network.Mode != NetworkVsock || m.Root.Mode != RootReadOnly || m.Restart.Policy != "always" {

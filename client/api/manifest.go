@@ -114,6 +114,7 @@ type Workload struct {
 	StopSignal  string            `json:"stop_signal,omitempty"`
 	StopTimeout int               `json:"stop_timeout_ms,omitempty"` // milliseconds
 	TTY         bool              `json:"tty,omitempty"`             // runs on a terminal
+	Init        bool              `json:"init,omitempty"`            // runs below a small init, where it would be process 1 (a rootfs)
 	Stdin       bool              `json:"stdin,omitempty"`           // its standard input stays open for clients that attach; else it is /dev/null
 }
 

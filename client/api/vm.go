@@ -128,6 +128,7 @@ type VMCreate struct {
 	StopTimeout int       `json:"stop_timeout_ms,omitempty"` // milliseconds
 	TTY         bool      `json:"tty,omitempty"`
 	Stdin       bool      `json:"stdin,omitempty"`
+	Init        bool      `json:"init,omitempty"` // as Workload.Init
 
 	Hostname    string        `json:"hostname,omitempty"`
 	NetworkMode string        `json:"network_mode,omitempty"` // as Network.Mode

@@ -124,6 +124,9 @@ type WorkloadConfig struct {
 	// for those who attach (PathAttach); else that is /dev/null.
 	TTY   bool `json:"tty,omitempty"`
 	Stdin bool `json:"stdin,omitempty"`
+	// Init has a process 1 before it that reaps orphans and passes signals on, where
+	// it would be process 1 itself: where the guest has a Root.
+	Init bool `json:"init,omitempty"`
 	// Attach says that somebody is about to attach, and wants all of the output:
 	// what is written before is held back rather than lost, for a while.
 	Attach bool `json:"attach,omitempty"`

@@ -47,6 +47,11 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		}
 	}
 	sys := guest.NewSys()
+	if len(args) == 1 && args[0] == guest.InitStep {
+		if code, is := guest.Init(sys); is {
+			return code
+		}
+	}
 	if len(args) > 0 && sys.Getpid() != 1 {
 		fmt.Fprintf(stderr, "kestrel: unknown argument %q\n%s", args[0], usage)
 		return exitUsage

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/guest"
 )
 
 func TestVersionAndHelp(t *testing.T) {
@@ -82,6 +84,7 @@ func TestRefusesOnTheHost(t *testing.T) {
 		echo "left: $(ls -A "$0")"; exit $code`
 	cases = append(cases,
 		refusal{"as process 1", unshare, []string{"unshare", "-m", "-p", "-f", "--mount-proc", self}, []string{"/ is not an initramfs"}},
+		refusal{"as the init of a workload", unshare, []string{"unshare", "-m", "-p", "-f", "--mount-proc", self, guest.InitStep}, []string{"/ is not an initramfs"}},
 		refusal{"as process 1 on a tmpfs", unshare, []string{"unshare", "-m", "sh", "-c", onTmpfs, t.TempDir(), self},
 			[]string{"volant.vm= is not on the kernel command line", "left: init\n"}},
 	)

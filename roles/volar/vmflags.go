@@ -32,6 +32,7 @@ type vmFlags struct {
 	Entrypoint    *string  `help:"Program in place of the image's entrypoint, whose arguments are dropped too; empty for none." placeholder:"PROGRAM"`
 	Interactive   bool     `short:"i" help:"Keep the workload's standard input open."`
 	TTY           bool     `short:"t" name:"tty" help:"Run the workload on a terminal."`
+	Init          bool     `help:"Run the workload below a small init that reaps orphans and passes signals on, instead of as process 1."`
 	StopSignal    string   `help:"Signal that asks the workload to end (default: the image's, else SIGTERM)." placeholder:"SIGNAL"`
 	StopTimeout   string   `help:"How long it may take to end then, in seconds or as 1m30s (default: the plugin's, or the daemon's for images)." placeholder:"TIME"`
 	Restart       string   `help:"When what ended by itself is started again, the workload or the VM: no (default), on-failure, on-failure:N for N times at most, always (after a reboot of the host also when it was stopped), or unless-stopped." placeholder:"POLICY"`
@@ -56,7 +57,7 @@ type imageFlags struct {
 func (f *vmFlags) request(c *cli, name string, command []string) (req api.VMCreate, m mounts, err error) {
 	req = api.VMCreate{
 		Name: name, Kernel: f.Kernel, Hypervisor: f.Hypervisor, KernelCmdline: f.KernelCmdline, Hostname: f.Hostname,
-		Workdir: f.Workdir, User: f.User, TTY: f.TTY, Stdin: f.Interactive,
+		Workdir: f.Workdir, User: f.User, TTY: f.TTY, Stdin: f.Interactive, Init: f.Init,
 	}
 	if name != "" {
 		if err := api.ValidateName("VM", name); err != nil {
