@@ -246,6 +246,20 @@ func crashCases() []crashCase {
 			},
 		},
 		{
+			name:    "start after another",
+			prepare: func(d *instance) { d.create("db", "serve"); d.settle() },
+			act: func(d *instance) {
+				d.CreateVM(ctx, api.VMCreate{Name: "web", Plugin: "serve", DependsOn: []api.Dependency{{VM: "db", Condition: api.DependHealthy}}})
+			},
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				for _, vm := range vms {
+					if vm.Status != api.VMRunning || vm.WaitingFor != "" || vm.Name == "db" && vm.Incarnation != 1 {
+						t.Errorf("VM %+v", vm)
+					}
+				}
+			},
+		},
+		{
 			name: "crashes until it is given up",
 			prepare: func(d *instance) {
 				m := d.manifest("crash")

@@ -32,6 +32,7 @@ type Store interface {
 	VMByID(ctx context.Context, id string) (row.VM, error)
 	VMs(ctx context.Context, f api.VMFilter) ([]row.VM, int, error)
 	ActiveVMs(ctx context.Context) ([]row.VM, error)
+	StoppedBefore(ctx context.Context, boot, policy string) ([]string, error)
 	VMNames(ctx context.Context, limit int) ([]string, error)
 	VMCounts(ctx context.Context) (row.Counts, error)
 

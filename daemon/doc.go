@@ -81,8 +81,13 @@
 // powered off) or crashed. Then the wish ends too, unless the manifest's
 // restart policy says otherwise; the guest restarts a workload that exits,
 // Volant restarts a VM that crashes, after a pause that doubles from
-// timing.restartMin to restartMax. A VM that could not be started has failed and waits
-// for its operator. After a reboot of the host, what was running is started.
+// timing.restartMin to restartMax. When its next start is stands in the row, with
+// the count of restarts, in the transaction of its end. A VM that its operator
+// could not start has failed and waits for him. After a reboot of the host, what
+// was running is started, and what was stopped if its policy is always.
+//
+// A start waits until what the VM depends on is up: in the row, and held by a
+// worker of this daemon, since after a reboot rows tell of the time before.
 // A VM with AutoRemove is wished gone in the very transaction that settles it.
 //
 // # Locks

@@ -26,8 +26,11 @@ type subscription struct {
 	wake chan struct{} // one place: a waiter that is already told need not be told again
 }
 
-func (b *bus) subscribe(vm string) *subscription {
-	s := &subscription{vm: vm, wake: make(chan struct{}, 1)}
+func (b *bus) subscribe(vm string) *subscription { return b.join(vm, make(chan struct{}, 1)) }
+
+// join is subscribe for who is woken by several VMs: wake has one place.
+func (b *bus) join(vm string, wake chan struct{}) *subscription {
+	s := &subscription{vm: vm, wake: wake}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.subs == nil {

@@ -64,6 +64,9 @@ func (d *Daemon) begin(ctx context.Context) error {
 	if err := d.finishRemovals(ctx); err != nil {
 		return fmt.Errorf("daemon: volumes: %w", err)
 	}
+	if err := d.wishAfterReboot(ctx); err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
 	n, err := d.lookAtAll(ctx)
 	if err == nil {
 		err = d.sweepData(ctx)

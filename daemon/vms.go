@@ -127,6 +127,9 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	if err := d.canRun(ctx, &m, req); err != nil {
 		return row.NewVM{}, err
 	}
+	if err := d.checkDependencies(ctx, req.Name, m.DependsOn); err != nil {
+		return row.NewVM{}, err
+	}
 	res := m.Resources
 	if req.CPUCores != 0 {
 		res.CPUCores = req.CPUCores
@@ -146,6 +149,7 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	vm.CPUCores, vm.MemoryMB, vm.KernelCmdline, vm.Kernel = res.CPUCores, res.MemoryMB, req.KernelCmdline, m.Kernel
 	vm.Labels, vm.AutoRemove = api.MergeLabels(m.Labels, req.Labels), req.AutoRemove
 	vm.Attach, vm.HealthCheck, vm.Restart = req.Attach, probed(&m), m.Restart
+	vm.DependsOn = m.DependsOn
 	if m.Workload != nil {
 		vm.TTY, vm.Stdin = m.Workload.TTY, m.Workload.Stdin
 	}
@@ -395,7 +399,7 @@ func (d *Daemon) update(ctx context.Context, id string, change func(vm *row.VM) 
 		settled := vm.Settled()
 		evs, err := change(vm)
 		if vm.Settled() && !settled {
-			vm.NextStartAt, vm.CrashLoop, vm.Tries.Streak = nil, false, 0
+			vm.NextStartAt, vm.WaitingFor, vm.CrashLoop, vm.Tries.Streak = nil, "", false, 0
 		}
 		if vm.AutoRemove && vm.Settled() && !settled {
 			vm.Desired = api.DesiredAbsent // in the transaction of its end: whoever dies now, it is not forgotten
@@ -599,7 +603,10 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 		case <-sub.wake:
 		case <-ctx.Done():
 			e := api.Errorf(api.CodeTimeout, "VM %s is %s, not yet %s", vm.Name, vm.Status, what)
-			if vm.Reason != "" {
+			switch {
+			case vm.WaitingFor != "":
+				e = e.WithHint("it waits for %s", vm.WaitingFor)
+			case vm.Reason != "":
 				e = e.WithHint("%s", vm.Reason)
 			}
 			return vm.VM, e

@@ -28,7 +28,7 @@ type worker struct {
 	// worker's goroutine uses it; others get at its agent by agent.
 	live     *machine
 	agent    atomic.Pointer[agent]
-	shown    atomic.Pointer[machine] // live, for those who only ask its driver's counters
+	shown    atomic.Pointer[machine] // live, for those who ask for its driver's counters, or whether it is there
 	timeline atomic.Pointer[timeline]
 	reports  pacer // of what the guest has to tell; only the worker's goroutine uses it
 }
@@ -164,7 +164,7 @@ func (w *worker) step(ctx context.Context) error {
 	case vm.Status == api.VMPending && unwanted:
 		return w.settle(ctx, &vm, api.VMStopped, "")
 	case vm.Status == api.VMPending:
-		return w.start(ctx, &vm)
+		return w.startInTurn(ctx, &vm)
 	case vm.Ended():
 		return w.ended(ctx, &vm)
 	case w.live == nil:
@@ -199,7 +199,7 @@ func (w *worker) ended(ctx context.Context, vm *row.VM) error {
 			w.sleep(ctx, pause)
 			return nil // the wish may have changed: look again
 		}
-		return w.start(ctx, vm)
+		return w.startInTurn(ctx, vm)
 	}
 	return errIdle
 }

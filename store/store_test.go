@@ -113,6 +113,7 @@ func TestVMRoundTrip(t *testing.T) {
 		vm.Health = api.VMHealth{Status: api.HealthUnhealthy, FailingStreak: 2, Output: "refused"}
 		vm.Restart, vm.CrashLoop, vm.NextStartAt = &api.Restart{Policy: "on-failure", MaxRetries: 3}, true, &started
 		vm.Tries = row.Tries{Auto: true, Streak: 5, Guest: 1}
+		vm.DependsOn, vm.WaitingFor = []api.Dependency{{VM: "db", Condition: "healthy"}}, "VM db"
 		vm.Replace, vm.RestartCount, vm.Incarnation, vm.PID = 2, 4, 3, 99
 		vm.AcceptedAt, vm.StartedAt = time.Unix(4, 1).UTC(), &started
 		vm.Record = []byte(`{"pid":99}`)

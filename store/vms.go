@@ -54,6 +54,8 @@ type details struct {
 	Loop   bool              `json:"crash_loop,omitempty"`
 	NextAt *time.Time        `json:"next_start_at,omitempty"`
 	Tries  row.Tries         `json:"tries,omitzero"`
+	Needs  []api.Dependency  `json:"depends_on,omitempty"`
+	Waits  string            `json:"waiting_for,omitempty"`
 	Exit   *api.VMExit       `json:"exit,omitempty"`
 	Stop   api.VMStop        `json:"stop"`
 	Paused bool              `json:"paused,omitempty"` // WantPaused
@@ -64,7 +66,7 @@ type details struct {
 func vmValues(v *row.VM) ([]any, error) {
 	d, err := json.Marshal(details{
 		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Health: &v.Health,
-		Policy: v.Restart, Loop: v.CrashLoop, NextAt: v.NextStartAt, Tries: v.Tries,
+		Policy: v.Restart, Loop: v.CrashLoop, NextAt: v.NextStartAt, Tries: v.Tries, Needs: v.DependsOn, Waits: v.WaitingFor,
 		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Record: v.Record, Agent: v.AgentImage,
 	})
 	if err != nil {
@@ -114,7 +116,7 @@ func scanVM(sc scanner) (row.VM, error) {
 	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
 	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck, v.WantPaused = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed, d.Paused
 	v.Restart, v.CrashLoop, v.NextStartAt, v.Tries = d.Policy, d.Loop, d.NextAt, d.Tries
-	v.AgentImage = d.Agent
+	v.DependsOn, v.WaitingFor, v.AgentImage = d.Needs, d.Waits, d.Agent
 	switch {
 	case d.Health != nil:
 		v.Health = *d.Health
@@ -489,6 +491,15 @@ func orderBy(f api.VMFilter) (string, error) {
 		return ` ORDER BY v.` + f.Sort + dir + `, v.name`, nil
 	}
 	return "", api.Errorf(api.CodeInvalid, "sort: %.40q is not known; give one of name, created_at, updated_at, status", f.Sort)
+}
+
+// StoppedBefore returns the ids of the VMs that have ended and are to stay so,
+// were started at least once, under another boot id than boot, and have that
+// restart policy.
+func (s *Store) StoppedBefore(ctx context.Context, boot, policy string) ([]string, error) {
+	return s.strings(ctx, `SELECT v.id FROM vms AS v JOIN manifests AS m ON m.digest = v.manifest
+		WHERE v.desired = 'stopped' AND v.status IN ('stopped', 'crashed', 'failed') AND v.incarnation > 0 AND v.boot_id <> ?
+		AND json_extract(CAST(m.body AS TEXT), '$.restart.policy') = ? ORDER BY v.name`, boot, policy)
 }
 
 // ActiveVMs returns the VMs that are not settled: those that run, or should,

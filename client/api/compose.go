@@ -192,6 +192,9 @@ func Compose(m Manifest, image *ImageConfig, req VMCreate) (Manifest, error) {
 	if image != nil {
 		m.HealthCheck = m.HealthCheck.asDocker()
 	}
+	if req.DependsOn != nil {
+		m.DependsOn = slices.Clone(req.DependsOn)
+	}
 	if req.Restart != nil {
 		r := *req.Restart
 		m.Restart = &r

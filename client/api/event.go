@@ -22,6 +22,7 @@ const (
 	EventVMRestarted EventType = "VM_RESTARTED"  // the guest has started the workload again
 	EventVMCrashLoop EventType = "VM_CRASH_LOOP" // it ended again and again, soon after its start
 	EventVMSteady    EventType = "VM_STEADY"     // it has run for a while after that
+	EventVMWaiting   EventType = "VM_WAITING"    // its start waits for another VM
 
 	EventPluginInstalled EventType = "PLUGIN_INSTALLED"
 	EventPluginRemoved   EventType = "PLUGIN_REMOVED"
@@ -45,7 +46,7 @@ const EventsLost EventType = "EVENTS_LOST"
 func EventTypes() []EventType {
 	return []EventType{
 		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMStopping,
-		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady,
+		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady, EventVMWaiting,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,
 		EventImagePulled, EventImageRemoved, EventVolumeCreated, EventVolumeRemoved,

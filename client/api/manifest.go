@@ -35,6 +35,7 @@ type Manifest struct {
 	Workload    *Workload         `json:"workload,omitempty"`
 	HealthCheck *HealthCheck      `json:"health_check,omitempty"`
 	Restart     *Restart          `json:"restart,omitempty"`
+	DependsOn   []Dependency      `json:"depends_on,omitempty"` // VMs that have to be up before one of these is started
 	Actions     map[string]Action `json:"actions,omitempty"`
 	OpenAPI     string            `json:"openapi,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
@@ -347,6 +348,9 @@ func (m *Manifest) validateRest() error {
 		if err := validateRestart("restart", *m.Restart); err != nil {
 			return err
 		}
+	}
+	if err := validateDependencies("depends_on", m.DependsOn); err != nil {
+		return err
 	}
 	for name, a := range m.Actions {
 		if a.Method == "" || !strings.HasPrefix(a.Path, "/") {

@@ -52,6 +52,7 @@ func manifestSchema(t *testing.T) object {
 	maps.Copy(docs, comments(t, "volume.go"))
 	maps.Copy(docs, comments(t, "health.go"))
 	maps.Copy(docs, comments(t, "restart.go"))
+	maps.Copy(docs, comments(t, "dependency.go"))
 	g := &schemaMaker{docs: docs, defs: object{}, rules: manifestRules()}
 	root := g.structSchema(reflect.TypeFor[Manifest]())
 	for name := range g.rules {
@@ -134,6 +135,9 @@ func manifestRules() map[string]object {
 		"HealthCheck.timeout_ms":      upTo(maxHealthMS),
 		"HealthCheck.interval_ms":     upTo(maxHealthMS),
 		"HealthCheck.retries":         upTo(maxHealthRetries),
+		"Manifest.depends_on":         {"maxItems": maxDependencies},
+		"Dependency.vm":               name(),
+		"Dependency.condition":        enum(DependRunning, DependHealthy),
 		"Restart.policy":              enum(RestartNever, RestartOnFailure, RestartAlways, RestartUnlessStopped),
 		"Restart.max_retries":         upTo(maxRetries),
 		"Restart": {
@@ -324,6 +328,9 @@ func TestSchemaAgrees(t *testing.T) {
 		"no check":               {object{"health_check": object{"retries": 1}}, false},
 		"relative endpoint":      {object{"health_check": object{"endpoint": "x"}}, false},
 		"restart":                {object{"restart": object{"policy": "on-failure"}}, true},
+		"dependencies":           {object{"depends_on": []any{object{"vm": "db", "condition": "healthy"}, object{"vm": "cache"}}}, true},
+		"dependency of a kind":   {object{"depends_on": []any{object{"vm": "db", "condition": "there"}}}, false},
+		"dependency on nobody":   {object{"depends_on": []any{object{"vm": ""}}}, false},
 		"restart with a limit":   {object{"restart": object{"policy": "on-failure", "max_retries": 3}}, true},
 		"restart without one":    {object{"restart": object{"policy": "unless-stopped", "max_retries": 0}}, true},
 		"always with a limit":    {object{"restart": object{"policy": "always", "max_retries": 3}}, false},

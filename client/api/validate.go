@@ -303,6 +303,9 @@ func (r *VMCreate) Validate() error {
 	if err := validatePorts("ports", r.Ports, true); err != nil {
 		return err
 	}
+	if err := validateDependencies("depends_on", r.DependsOn); err != nil {
+		return err
+	}
 	if r.Restart != nil {
 		if err := validateRestart("restart", *r.Restart); err != nil {
 			return err

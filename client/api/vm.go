@@ -60,7 +60,11 @@ type VM struct {
 	CrashLoop bool `json:"crash_loop,omitempty"`
 	// NextStartAt is when it, or the workload in it, is started again; nil when
 	// that is under way or not to be.
-	NextStartAt *time.Time `json:"next_start_at,omitempty"`
+	NextStartAt *time.Time   `json:"next_start_at,omitempty"`
+	DependsOn   []Dependency `json:"depends_on,omitempty"`
+	// WaitingFor says, while it is to be started, what has to be up before and is
+	// not: "VM db to be healthy: it is starting".
+	WaitingFor string `json:"waiting_for,omitempty"`
 	// Exit is the workload's last exit in this incarnation.
 	Exit *VMExit `json:"exit,omitempty"`
 
@@ -139,6 +143,7 @@ type VMCreate struct {
 	// HealthCheck may say only how often to ask, or Disable what there is.
 	HealthCheck *HealthCheck `json:"health_check,omitempty"`
 	Restart     *Restart     `json:"restart,omitempty"`
+	DependsOn   []Dependency `json:"depends_on,omitempty"`
 	AutoRemove  bool         `json:"auto_remove,omitempty"`
 	// Attach says that the client is about to attach to the workload and wants
 	// all that it writes: the VM's first start waits a while for the client

@@ -227,6 +227,9 @@ func describe(vm api.VM) string {
 	if vm.Reason != "" {
 		s += ": " + vm.Reason
 	}
+	if vm.WaitingFor != "" {
+		s += ", waits for " + vm.WaitingFor
+	}
 	return s
 }
 

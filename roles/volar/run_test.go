@@ -80,6 +80,7 @@ func TestRunRefuses(t *testing.T) {
 		"--cpus 0.5 alpine":                         "a microVM has whole CPUs",
 		"--disk 1 alpine":                           "at least 16 MiB",
 		"--restart on-failure:0 alpine":             "a number of times from 1 on",
+		"--depends-on db:there alpine":              "with :healthy behind it",
 		"--restart always:3 alpine":                 "on-failure:N",
 		"--rm --restart always alpine":              "contradict",
 		"--health-interval 30 alpine":               "--health-interval \"30\": give a time such as 30s",

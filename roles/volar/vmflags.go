@@ -36,6 +36,7 @@ type vmFlags struct {
 	StopSignal    string   `help:"Signal that asks the workload to end (default: the image's, else SIGTERM)." placeholder:"SIGNAL"`
 	StopTimeout   string   `help:"How long it may take to end then, in seconds or as 1m30s (default: the plugin's, or the daemon's for images)." placeholder:"TIME"`
 	Restart       string   `help:"When what ended by itself is started again, the workload or the VM: no (default), on-failure, on-failure:N for N times at most, always (after a reboot of the host also when it was stopped), or unless-stopped." placeholder:"POLICY"`
+	DependsOn     []string `help:"VM that has to be up before this one is started, whoever starts it: NAME waits for it to be running, NAME:healthy to be healthy; may be repeated." sep:"none" placeholder:"NAME" complete:"vms"`
 	healthFlags
 	Volume    []string `short:"v" help:"NAME:/path[:ro|:nocopy|:size=1g] mounts a volume, which is made if need be; /path alone one that goes with the VM; /folder:/path a read-only copy of a folder of the host; may be repeated." sep:"none" placeholder:"MOUNT"`
 	Tmpfs     []string `help:"File system in memory: PATH[:size=64m,mode=1777]; may be repeated." sep:"none" placeholder:"PATH"`
@@ -162,6 +163,9 @@ func (f *vmFlags) lifecycle(req *api.VMCreate) error {
 	if req.Restart, err = parseRestart(f.Restart); err != nil {
 		return err
 	}
+	if req.DependsOn, err = parseDependencies(f.DependsOn); err != nil {
+		return err
+	}
 	if f.StopSignal != "" {
 		s := strings.ToUpper(f.StopSignal)
 		if strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-") != "" {
@@ -183,6 +187,18 @@ func (f *vmFlags) lifecycle(req *api.VMCreate) error {
 		req.StopTimeout = int(d.Milliseconds())
 	}
 	return nil
+}
+
+func parseDependencies(names []string) ([]api.Dependency, error) {
+	var out []api.Dependency
+	for _, s := range names {
+		name, condition, given := strings.Cut(s, ":")
+		if api.ValidateName("VM", name) != nil || given && condition != api.DependRunning && condition != api.DependHealthy {
+			return nil, usagef("--depends-on %q: give the name of a VM, with :healthy behind it to wait for its health", s)
+		}
+		out = append(out, api.Dependency{VM: name, Condition: condition})
+	}
+	return out, nil
 }
 
 // parseRestart reads docker's words for a policy; nil for none.

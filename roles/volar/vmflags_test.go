@@ -81,6 +81,7 @@ func TestRequest(t *testing.T) {
 		{"no health", vmFlags{healthFlags: healthFlags{NoHealthcheck: true}}, api.VMCreate{HealthCheck: &api.HealthCheck{Disable: true}}},
 		{"never", vmFlags{Restart: "no"}, api.VMCreate{Restart: &api.Restart{Policy: "never"}}},
 		{"unless-stopped", vmFlags{Restart: "unless-stopped"}, api.VMCreate{Restart: &api.Restart{Policy: "unless-stopped"}}},
+		{"others first", vmFlags{DependsOn: []string{"db:healthy", "cache"}}, api.VMCreate{DependsOn: []api.Dependency{{VM: "db", Condition: "healthy"}, {VM: "cache"}}}},
 		{"some times", vmFlags{Restart: "on-failure:3"}, api.VMCreate{Restart: &api.Restart{Policy: "on-failure", MaxRetries: 3}}},
 		{"stop timeout", vmFlags{StopTimeout: "90"}, api.VMCreate{StopTimeout: 90_000}},
 		{"stop timeout as a time", vmFlags{StopTimeout: "1.5s"}, api.VMCreate{StopTimeout: 1500}},

@@ -198,6 +198,9 @@ func (cmd *getCmd) Run(c *cli) error {
 			row(w, "Health:", healthWords(vm.Health))
 		}
 		row(w, "Starts:", vm.Incarnation)
+		for _, d := range vm.DependsOn {
+			row(w, "Depends on:", d.VM+", "+d.Wants())
+		}
 		if vm.Restart != nil {
 			row(w, "Restart:", vm.Restart.String())
 		}

@@ -32,7 +32,7 @@ func noon() time.Time { return time.Date(2026, 11, 1, 13, 0, 0, 0, time.UTC) }
 // TestScripts runs testdata/script. Each script has a daemon of its own, whose
 // VMs behave as their names say: a VM called slow never gets ready, one called
 // bad crashes, one called weak never gets healthy, one called sick is unhealthy,
-// one called doomed is in a crash loop. Its user is logged in to
+// one called doomed is in a crash loop, one called later waits for another. Its user is logged in to
 // private.example. The files of every VM are those in root. Commands beyond testscript's:
 //
 //	volar ARGS...      run volar, with the file stdin ($WORK expanded) as input;
@@ -58,7 +58,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			svc := &httpapitest.Service{
 				Files: filepath.Join(env.WorkDir, "root"), // of VMs
-				Boot:  map[string]string{"slow": "starting", "bad": "the workload exited with status 3", "weak": "running", "sick": "unhealthy", "doomed": "loop"},
+				Boot:  map[string]string{"slow": "starting", "bad": "the workload exited with status 3", "weak": "running", "sick": "unhealthy", "doomed": "loop", "later": "waiting"},
 				Logs: []api.LogEntry{
 					{Seq: 1, Time: noon(), Stream: "stdout", Line: "hello"}, {Seq: 2, Time: noon(), Stream: "stderr", Line: "<world>"},
 					{Seq: 3, Time: noon(), Stream: "console", Line: "Linux version 6.12"},

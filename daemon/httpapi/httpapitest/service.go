@@ -29,7 +29,7 @@ import (
 // is safe for concurrent use.
 type Service struct {
 	// Boot says what becomes of the VM of this name when it is started: "" or
-	// "healthy", "running" (never healthy), "unhealthy", "loop" (a crash loop), "starting" (hangs), or anything else,
+	// "healthy", "running" (never healthy), "unhealthy", "loop" (a crash loop), "starting" (hangs), "waiting" (for another), or anything else,
 	// which is the reason of its crash. Set once before use.
 	Boot map[string]string
 	// Err makes the method of this name return an error, in place of doing its
@@ -159,6 +159,9 @@ func (s *Service) start(vm *api.VM) {
 func (s *Service) boot(vm *api.VM, outcome string) {
 	switch outcome {
 	case "starting":
+	case "waiting":
+		vm.WaitingFor = "VM db to be healthy: it is starting"
+		s.emitVM(api.EventVMWaiting, vm)
 	case "", "healthy", "running", "unhealthy":
 		vm.Status, vm.AgentUp = api.VMRunning, true
 		s.emitVM(api.EventVMRunning, vm)
@@ -231,7 +234,7 @@ func (s *Service) CreateVM(_ context.Context, req api.VMCreate) (api.VM, error) 
 		IPAddress: cmp.Or(req.IPAddress, fmt.Sprintf("192.168.127.%d", s.serial+1)), MACAddress: fmt.Sprintf("52:54:00:00:00:%02x", s.serial),
 		VsockCID: uint32(s.serial + 2), CPUCores: cmp.Or(req.CPUCores, p.Manifest.Resources.CPUCores), MemoryMB: cmp.Or(req.MemoryMB, p.Manifest.Resources.MemoryMB),
 		KernelCmdline: req.KernelCmdline, Kernel: req.Kernel, Hypervisor: "qemu", Accel: "tcg", Labels: req.Labels, CreatedAt: s.now(), UpdatedAt: s.now(),
-		HealthCheck: checked(req), Health: api.VMHealth{Status: api.HealthNone}, Restart: req.Restart, AutoRemove: req.AutoRemove, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
+		HealthCheck: checked(req), Health: api.VMHealth{Status: api.HealthNone}, Restart: req.Restart, DependsOn: req.DependsOn, AutoRemove: req.AutoRemove, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
 	}
 	for i := range vm.Ports {
 		if i >= len(vm.Ports)-len(req.Ports) && vm.Ports[i].HostPort == 0 {
