@@ -522,6 +522,11 @@ func (s *scripted) Size() (vcpus, memoryMiB int) {
 	return s.config.CPUs.Boot, int(size >> 20)
 }
 
+// OpenShare finds none: nobody serves one here.
+func (s *scripted) OpenShare(tag string) (*os.Root, error) {
+	return nil, fmt.Errorf("no share %q", tag)
+}
+
 // NICs implements guest.Machine.
 func (s *scripted) NICs() []string {
 	s.mu.Lock()

@@ -141,6 +141,9 @@ func (m *Machine) OpenDisk(serial string) (*os.File, error) {
 	return nil, fmt.Errorf("no disk %q", serial)
 }
 
+// OpenShare finds none: the virtiofsd of a scripted machine serves nobody.
+func (m *Machine) OpenShare(tag string) (*os.Root, error) { return nil, fmt.Errorf("no share %q", tag) }
+
 func (m *Machine) gone() bool {
 	select {
 	case <-m.over:

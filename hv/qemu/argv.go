@@ -43,6 +43,10 @@ func check(spec *hv.Spec, f *findings, from *hv.Snapshot) error {
 		return fmt.Errorf("%w: directory %s is too long: its sockets would have paths of %d bytes, at most %d are possible",
 			hv.ErrInvalidSpec, spec.Dir, n, hv.MaxSocketPath)
 	}
+	balloons := 0
+	if spec.Balloon {
+		balloons = 1
+	}
 	limits := []struct {
 		what     string
 		got, max int
@@ -50,6 +54,7 @@ func check(spec *hv.Spec, f *findings, from *hv.Snapshot) error {
 		{"vCPUs", spec.VCPUs, f.caps.MaxVCPUs},
 		{"disks", len(spec.Disks), f.caps.MaxDisks},
 		{"NICs", len(spec.NICs), f.caps.MaxNICs},
+		{"disks, NICs, shares and balloons in all", len(spec.Disks) + len(spec.NICs) + len(spec.Shares) + balloons, maxDevices},
 		{"bytes of kernel command line", len(cmdline(spec, f)), maxCmdline},
 	}
 	for _, l := range limits {
@@ -136,6 +141,8 @@ func argv(spec *hv.Spec, f *findings, from *hv.Snapshot) []string {
 		"-name", "volant-" + spec.ID,
 		"-M", "microvm,acpi=on,memory-backend=" + memoryID,
 		"-object", memory(spec, f, from),
+		// Devices of virtio 1.0: virtiofsd serves no others.
+		"-global", "virtio-mmio.force-legacy=false",
 		"-accel", accel, "-cpu", cpu,
 		"-smp", strconv.Itoa(spec.VCPUs),
 		"-m", strconv.Itoa(spec.MemoryMiB) + "M",

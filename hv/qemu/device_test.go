@@ -67,6 +67,7 @@ func TestManyDevices(t *testing.T) {
 		addTap(t, tap)
 		spec.NICs = append(spec.NICs, hv.NIC{Tap: tap, MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(i)}})
 	}
+	spec.Balloon = caps.Balloon
 	vm, err := d.Launch(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)

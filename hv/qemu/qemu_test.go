@@ -186,7 +186,12 @@ func (b *bench) broken(t testing.TB) map[string]hv.Spec {
 		"initramfs directory": func(s *hv.Spec) { s.Initramfs = s.Dir },
 		"disk device":         func(s *hv.Spec) { s.Disks = []hv.Disk{{Serial: "a", Path: "/dev/null"}} },
 		"long command line":   func(s *hv.Spec) { s.Cmdline = []string{"a=" + strings.Repeat("b", 2048)} },
-		"little memory":       func(s *hv.Spec) { s.MemoryMiB = 1 },
+		"many devices": func(s *hv.Spec) {
+			for i := range 22 {
+				s.Shares = append(s.Shares, hv.Share{Tag: fmt.Sprintf("s%d", i), Socket: "/run/s"})
+			}
+		},
+		"little memory": func(s *hv.Spec) { s.MemoryMiB = 1 },
 		"used directory": func(s *hv.Spec) {
 			if err := os.WriteFile(filepath.Join(s.Dir, vmm.ExitFile), nil, 0o600); err != nil {
 				t.Fatal(err)

@@ -33,6 +33,9 @@ type Machine interface {
 	Size() (vcpus, memoryMiB int)
 	// NICs lists the MAC addresses of the network devices.
 	NICs() []string
+	// OpenShare returns the directory that the host shares under a tag, to be
+	// closed by the caller.
+	OpenShare(tag string) (*os.Root, error)
 }
 
 // goneTimeout bounds the wait for the caller to have its answer.
@@ -63,6 +66,8 @@ const maxDisk = 16 << 20
 //	GET, PUT /note                   a text that the guest remembers
 //	GET  /size                       Size, as JSON
 //	GET  /nics                       MAC addresses, a line each
+//	POST /touch?bytes=N              writes to N bytes of new memory, and frees it
+//	GET, PUT /share?tag=T&name=F     a file in what the host shares
 //
 // and, on the disk with ?serial=S from byte ?offset=N on:
 //
@@ -142,6 +147,44 @@ func Handler(p Machine, m *Memory) http.Handler {
 			fmt.Fprintln(w, mac)
 		}
 	})
+	mux.HandleFunc("POST /touch", func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.Atoi(r.FormValue("bytes"))
+		if err == nil {
+			err = touch(n)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		}
+	})
+	mux.HandleFunc("GET /share", func(w http.ResponseWriter, r *http.Request) {
+		root, err := p.OpenShare(r.FormValue("tag"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		}
+		defer root.Close()
+		b, err := root.ReadFile(r.FormValue("name"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Write(b)
+	})
+	mux.HandleFunc("PUT /share", func(w http.ResponseWriter, r *http.Request) {
+		root, err := p.OpenShare(r.FormValue("tag"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		}
+		defer root.Close()
+		b, err := io.ReadAll(io.LimitReader(r.Body, maxNote))
+		if err == nil {
+			err = root.WriteFile(r.FormValue("name"), b, 0o644)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
 	disk := func(method string, do func(f *os.File, offset, size int64, r *http.Request) ([]byte, error)) {
 		mux.HandleFunc(method+" /disk", func(w http.ResponseWriter, r *http.Request) {
 			offset, err := strconv.ParseInt(r.FormValue("offset"), 10, 64)
@@ -190,6 +233,19 @@ func Handler(p Machine, m *Memory) http.Handler {
 		return nil, f.Sync()
 	})
 	return mux
+}
+
+// touch writes to every page of so many bytes of memory that nobody had, and
+// gives them back to the kernel at once.
+func touch(n int) error {
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(b); i += os.Getpagesize() {
+		b[i] = 1
+	}
+	return unix.Munmap(b)
 }
 
 // discard tells a block device to forget bytes (BLKDISCARD of linux/fs.h, as

@@ -55,7 +55,7 @@ func guard() error {
 	return nil
 }
 
-type machine struct{ console sync.Mutex }
+type machine struct{ console, shares sync.Mutex }
 
 func (*machine) PowerOff() { unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
 func (*machine) Reset()    { unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }
@@ -119,6 +119,25 @@ func online() int {
 }
 
 // NICs lists the addresses of all interfaces that have one.
+// OpenShare mounts the share, once, below the root of the machine.
+func (p *machine) OpenShare(tag string) (*os.Root, error) {
+	p.shares.Lock()
+	defer p.shares.Unlock()
+	if tag == "" || strings.ContainsAny(tag, "/.") {
+		return nil, fmt.Errorf("tag %q", tag)
+	}
+	dir := "/share-" + tag
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return nil, err
+		}
+		if err := unix.Mount(tag, dir, "virtiofs", 0, ""); err != nil {
+			return nil, errors.Join(fmt.Errorf("mount %s: %w", tag, err), os.Remove(dir))
+		}
+	}
+	return os.OpenRoot(dir)
+}
+
 func (*machine) NICs() []string {
 	interfaces, err := net.Interfaces()
 	if err != nil {
