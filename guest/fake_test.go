@@ -34,6 +34,7 @@ type fakeSys struct {
 	fail       map[string]error // by the call's text
 	panicOn    string           // a call's text
 	port       io.ReadWriteCloser
+	vsock      net.Listener // nil for a machine without
 	pressed    func()
 	onMount    func(Mount)
 	onUnmount  func(target string) error
@@ -170,7 +171,14 @@ func (s *fakeSys) OpenPort(path string) (io.ReadWriteCloser, error) {
 	return s.port, nil
 }
 
-func (s *fakeSys) Vsock(uint32) (net.Listener, error) { return nil, fs.ErrNotExist }
+func (s *fakeSys) Vsock(uint32) (net.Listener, error) {
+	if s.vsock == nil {
+		return nil, fs.ErrNotExist
+	}
+	return s.vsock, nil
+}
+
+func (s *fakeSys) Nudge(port uint32) { s.call("nudge %d", port) }
 
 func (s *fakeSys) PowerButton(pressed func()) error {
 	s.mu.Lock()

@@ -58,6 +58,9 @@ func (c *channel) serveVsock(ctx context.Context, up func()) {
 		return
 	}
 	up()
+	var wg sync.WaitGroup
+	wg.Go(func() { c.sys.Nudge(wire.ReadyPort) })
+	defer wg.Wait()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	if err := c.server.Serve(c.conns.listener(l)); ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {

@@ -65,6 +65,9 @@ type Sys interface {
 	// Vsock listens on AF_VSOCK for connections from the host. The error is
 	// fs.ErrNotExist where the machine has no vsock.
 	Vsock(port uint32) (net.Listener, error)
+	// Nudge connects to a port of the host on AF_VSOCK and hangs up, which takes at
+	// most some seconds. It is no matter whether anybody listens there.
+	Nudge(port uint32)
 	// PowerButton calls pressed for every press of the ACPI power button, from
 	// a goroutine of its own. The error is fs.ErrNotExist where there is none.
 	PowerButton(pressed func()) error

@@ -231,6 +231,13 @@ func (kernel) Vsock(port uint32) (net.Listener, error) {
 	}}, nil
 }
 
+// Nudge is bounded by the kernel's SO_VM_SOCKETS_CONNECT_TIMEOUT, 2 s.
+func (kernel) Nudge(port uint32) {
+	if conn, err := vsock.Dial(vsock.Host, port, nil); err == nil {
+		conn.Close() // nothing was said
+	}
+}
+
 // hostOnly accepts connections from the host alone, which is context id 2: a
 // nested guest is not to talk to the agent.
 type hostOnly struct {

@@ -50,9 +50,12 @@ const (
 const EnvShim = "VOLANT_SHIM"
 
 // AgentPort is the AF_VSOCK port, and SerialPort the virtio-serial port name,
-// on which kestrel serves the agent API.
+// on which kestrel serves the agent API. ReadyPort is the host's AF_VSOCK port that
+// kestrel connects to, and says nothing on, once it listens on its own: a host that
+// listens there need not try again and again. To be there is all that it tells.
 const (
 	AgentPort  = 1024
+	ReadyPort  = 1025
 	SerialPort = "volant.agent.0"
 )
 

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/transport"
 	"github.com/volantvm/volant/hv/vmm"
 )
 
@@ -27,8 +28,9 @@ const (
 	stageDir      = "restore" // what a restore is made from, while it is made
 )
 
-// longestSocket is the longest of the socket names.
-const longestSocket = consoleSocket
+// longestSocket is as long as the longest of the socket names, that of
+// transport.ReadySocket.
+const longestSocket = agentSocket + "_1025"
 
 // maxCmdline is COMMAND_LINE_SIZE of x86 Linux less the terminating zero byte.
 const maxCmdline = 2047
@@ -40,7 +42,7 @@ func ownFiles() []string {
 
 // sockets lists those of ownFiles that a machine that has ended leaves none of.
 func sockets() []string {
-	return []string{consoleSocket, consoleSocket + ".lock", agentSocket, apiSocket, apiLock}
+	return []string{consoleSocket, consoleSocket + ".lock", agentSocket, transport.ReadySocket(agentSocket), apiSocket, apiLock}
 }
 
 // checkLaunch wants a machine that this driver can launch on this host. It starts

@@ -10,6 +10,7 @@
 //	vmm.log           the VMM's own words
 //	io/console.sock   the guest's serial port
 //	io/agent.sock     the VMM's end of the guest's vsock device
+//	io/agent.sock_N   where the guest's connections to port N of the host come
 //	restore/          what a restore is made from, while it is made
 //
 // The directory io is all that Landlock lets the VMM write to, beside its disks

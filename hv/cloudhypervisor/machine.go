@@ -97,9 +97,13 @@ func take(rec hv.Record, proc *vmm.Process, api *client, screen net.Conn, launch
 	if err != nil {
 		return nil, err
 	}
+	agent := transport.NewHybridVsock(filepath.Join(rec.Dir, agentSocket))
+	if rec.CID != 0 {
+		_ = agent.Listen() // else it is tried until the guest answers
+	}
 	m := &machine{
 		rec: rec, proc: proc, api: api, console: console,
-		agent:   transport.NewHybridVsock(filepath.Join(rec.Dir, agentSocket)),
+		agent:   agent,
 		drained: make(chan struct{}), nudge: make(chan struct{}, 1), stop: make(chan struct{}), over: make(chan struct{}),
 		journal:   journal{path: eventsPath(rec.Dir)},
 		launching: launching, screen: screen,

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/hv/hvtest/guest"
 )
 
@@ -350,6 +351,18 @@ func (s *scripted) run(trial bool) {
 	go s.server.Serve(&queue{conns: s.conns, closed: make(chan struct{})})
 	go s.accept(s.vsock, s.conns)
 	s.say("virtio-device", "activated", "vsock")
+	if s.listens = s.state == statePaused; s.listens { // it has since before the snapshot
+		return
+	}
+	socket := fmt.Sprintf("%s_%d", s.config.Vsock.Socket, wire.ReadyPort)
+	time.AfterFunc(s.Boot, func() {
+		s.mu.Lock()
+		s.listens = true
+		s.mu.Unlock()
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
+		}
+	})
 }
 
 // runTrial is the trial machine's guest.

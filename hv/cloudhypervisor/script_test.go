@@ -37,6 +37,7 @@ type script struct {
 	Stays   bool               // vmm.shutdown is answered, and ignored
 	VCPU    bool               // the power button makes a virtual CPU fail
 	Confine bool               // the machine boots only without Landlock
+	Boot    time.Duration      // until the guest's agent listens
 	Clings  bool               // the guest lets go of no device
 	Torn    string             // a part of a snapshot that is not written, although the call succeeds
 	NoState bool               // vm.snapshot fails, as where the host's KVM does not tell nested state
@@ -67,6 +68,7 @@ type scripted struct {
 	leaving map[string]bool // what it was asked to let go of
 	taps    map[string]*os.File
 	memory  *guest.Memory
+	listens bool // the guest's agent does
 	serial  net.Listener
 	screen  net.Conn
 	backlog []byte // what was printed while nobody listened
@@ -388,7 +390,10 @@ func (s *scripted) accept(l net.Listener, conns chan<- net.Conn) {
 					return
 				}
 			}
-			if string(line) != fmt.Sprintf("CONNECT %d\n", wire.AgentPort) {
+			s.mu.Lock()
+			listens := s.listens
+			s.mu.Unlock()
+			if !listens || string(line) != fmt.Sprintf("CONNECT %d\n", wire.AgentPort) {
 				c.Close() // nobody listens there
 				return
 			}

@@ -386,3 +386,40 @@ func TestUser(t *testing.T) {
 		}
 	}
 }
+
+// TestReadiness: the guest takes a while until its agent listens, and says so, also
+// to a daemon that came meanwhile.
+func TestReadiness(t *testing.T) {
+	for _, restarted := range []bool{false, true} {
+		d, _ := probed(t, script{Boot: time.Second})
+		spec := scriptedSpec(t)
+		vm, err := d.Launch(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if restarted {
+			if err := vm.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			if vm, err = d.Attach(t.Context(), vm.Record()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(spec.Dir, agentSocket+"_1025")); err != nil {
+			t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		conn, err := vm.Agent().Dial(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(conn.Close(), vm.Kill(ctx)); err != nil {
+			t.Error(err)
+		}
+		names, err := filepath.Glob(filepath.Join(spec.Dir, ioDir, "*"))
+		if err != nil || len(names) > 0 {
+			t.Errorf("sockets left behind: %q, %v", names, err)
+		}
+	}
+}

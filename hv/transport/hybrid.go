@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
+	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/volantvm/volant/guest/wire"
@@ -21,8 +24,13 @@ const (
 	firstTry = 100 * time.Millisecond
 	lastTry  = time.Second
 	// retryPause lies between two tries when the guest has no listener yet,
-	// which the VMM tells at once by closing the connection.
+	// which the VMM tells at once by closing the connection. Where the guest is
+	// listened for it grows up to lastPause.
 	retryPause = 20 * time.Millisecond
+	lastPause  = 320 * time.Millisecond
+	// nudgePause lies between two words of the guest that are heard, however often
+	// it says them.
+	nudgePause = 10 * time.Millisecond
 	// maxAnswer bounds the line that answers CONNECT, in bytes.
 	maxAnswer = 32
 )
@@ -33,6 +41,11 @@ const (
 type HybridVsock struct {
 	path string
 	set  connSet
+
+	mu       sync.Mutex
+	listener net.Listener  // guarded by mu; nil before Listen
+	heard    chan struct{} // guarded by mu; closed, and made anew, when the guest says that it listens
+	over     chan struct{} // closed when listen returns; set by Listen
 }
 
 var _ hv.Transport = (*HybridVsock)(nil)
@@ -41,12 +54,72 @@ var _ hv.Transport = (*HybridVsock)(nil)
 // does not connect.
 func NewHybridVsock(path string) *HybridVsock { return &HybridVsock{path: path} }
 
+// Listen has the guest tell when its agent listens, which saves Dial from trying
+// every few milliseconds. The VMM hands on what the guest connects to on the host's
+// wire.ReadyPort to the socket with that number behind its own's name. It is to be
+// called before the guest runs, by the one who may remove what an earlier daemon
+// left there, and once. Close removes the socket.
+func (t *HybridVsock) Listen() error {
+	path := ReadySocket(t.path)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	// The VMM may be another user. Who reaches its directory can tell it no more than
+	// to try again.
+	if err := os.Chmod(path, 0o666); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.listener, t.heard, t.over = l, make(chan struct{}), make(chan struct{})
+	go t.listen(l, t.over)
+	return nil
+}
+
+// ReadySocket returns the socket that Listen makes for the VMM's vsock socket at
+// path.
+func ReadySocket(path string) string { return fmt.Sprintf("%s_%d", path, wire.ReadyPort) }
+
+func (t *HybridVsock) listen(l net.Listener, over chan<- struct{}) {
+	defer close(over)
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			time.Sleep(nudgePause) // out of descriptors
+			continue
+		}
+		conn.Close() // that it came is all
+		t.mu.Lock()
+		close(t.heard)
+		t.heard = make(chan struct{})
+		t.mu.Unlock()
+		time.Sleep(nudgePause)
+	}
+}
+
+// nudge returns what is closed when the guest says that it listens; nil, which
+// never is, where it is not listened for.
+func (t *HybridVsock) nudge() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.heard
+}
+
 // Dial opens a stream to the agent, trying again until ctx ends while nothing
 // listens in the guest.
 func (t *HybridVsock) Dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	pause := retryPause
 	for limit := firstTry; ; limit = min(2*limit, lastTry) {
+		heard := t.nudge() // before the try: what comes in it is for the next
 		conn, err := t.try(ctx, limit)
 		if err == nil {
 			return t.set.add(conn)
@@ -58,7 +131,11 @@ func (t *HybridVsock) Dial(ctx context.Context) (net.Conn, error) {
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("dial %s: %w: last try: %w", t.path, ctx.Err(), err)
-		case <-time.After(retryPause):
+		case <-heard:
+		case <-time.After(pause):
+		}
+		if heard != nil {
+			pause = min(2*pause, lastPause)
 		}
 	}
 }
@@ -127,5 +204,14 @@ func (t *HybridVsock) Reset() { t.set.reset(false) }
 // Close breaks all streams; later Dials fail.
 func (t *HybridVsock) Close() error {
 	t.set.reset(true)
-	return nil
+	t.mu.Lock()
+	l, over := t.listener, t.over
+	t.listener = nil
+	t.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	err := l.Close()
+	<-over
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -61,6 +62,87 @@ func say(text string) func(net.Conn) {
 func hangUp(net.Conn) {}
 
 func silent(c net.Conn) { io.Copy(io.Discard, c) }
+
+// TestHybridListen: where the guest tells that it listens, it is not asked every
+// few milliseconds, and answers at once.
+func TestHybridListen(t *testing.T) {
+	var up atomic.Bool
+	path, tries := hybrid(t, func(c net.Conn) {
+		if up.Load() {
+			say("OK 5\n")(c)
+		}
+	})
+	h := transport.NewHybridVsock(path)
+	if err := h.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if fi, err := os.Stat(path + "_1025"); err != nil || fi.Mode()&os.ModeSocket == 0 || fi.Mode().Perm() != 0o666 {
+		t.Errorf("the socket: %v, %v", fi, err)
+	}
+	told := make(chan time.Time, 1)
+	time.AfterFunc(time.Second, func() {
+		up.Store(true)
+		told <- time.Now()
+		if c, err := net.Dial("unix", transport.ReadySocket(path)); err != nil {
+			t.Error(err)
+		} else {
+			c.Close()
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	conn, err := h.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	t.Logf("%d tries, %v after it was told", tries.Load(), time.Since(<-told))
+	if n := tries.Load(); n < 2 || n > 12 { // every 20 ms would be 50 in the second
+		t.Errorf("%d tries until the guest listened, want a few", n)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(transport.ReadySocket(path)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket after Close: %v, want it gone", err)
+	}
+	// What a daemon left that was killed is no obstacle.
+	if err := os.WriteFile(transport.ReadySocket(path), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := transport.NewHybridVsock(path)
+	if err := errors.Join(again.Listen(), again.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHybridFlood: a guest that tells without end makes nobody busy.
+func TestHybridFlood(t *testing.T) {
+	path, tries := hybrid(t, hangUp)
+	h := transport.NewHybridVsock(path)
+	if err := h.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			if c, err := net.Dial("unix", transport.ReadySocket(path)); err == nil {
+				c.Close()
+			}
+		}
+	}()
+	if _, err := h.Dial(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Dial: %v, want DeadlineExceeded", err)
+	}
+	if n := tries.Load(); n > 60 {
+		t.Errorf("%d tries in half a second, want one in 10 ms at most", n)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+}
 
 func TestHybridDial(t *testing.T) {
 	tests := []struct {

@@ -174,8 +174,12 @@ func run() error {
 		}
 		p.PowerOff()
 	}()
-	if l, err := vsock.Listen(wire.AgentPort, nil); err == nil {
+	// On any context id: a restored machine may have another.
+	if l, err := vsock.ListenContextID(1<<32-1, wire.AgentPort, nil); err == nil {
 		go server.Serve(l)
+		if conn, err := vsock.Dial(vsock.Host, wire.ReadyPort, nil); err == nil {
+			conn.Close() // nothing was said
+		}
 	}
 	p.Print("init: up\n")
 	return serial(server)
