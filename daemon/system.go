@@ -44,6 +44,7 @@ func (d *Daemon) Doctor(ctx context.Context) (api.Doctor, error) {
 			c.Problem = err.Error()
 		} else {
 			c.Works, c.Version, c.Binary, c.Accel, c.Notice = true, caps.Version, caps.Binary, string(caps.Accel), caps.Notice
+			c.Features = features(caps)
 		}
 		doc.Hypervisors = append(doc.Hypervisors, c)
 	}

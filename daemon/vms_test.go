@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -292,14 +293,35 @@ func TestDoctor(t *testing.T) {
 	other := hvtest.NewFake()
 	other.Fail(hvtest.OpProbe, why)
 	w := newWorld(t)
+	caps, err := w.hv.Probe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	caps.Snapshot, caps.Pmem, caps.ResizeMemory = true, false, false
+	w.hv.SetCapabilities(caps)
 	d := w.start(options{config: func(c *Config) { c.Others = []hv.Driver{other} }})
 	doc, err := d.Doctor(t.Context())
 	want := []api.HypervisorCheck{
 		{Name: hvtest.FakeName, Chosen: true, Works: true, Version: "1.0", Binary: "/nonexistent/fake", Accel: "tcg"},
 		{Name: hvtest.FakeName, Problem: why.Error()},
 	}
-	if err != nil || !slices.Equal(doc.Hypervisors, want) {
+	var lacks []string
+	for i := range doc.Hypervisors {
+		for _, f := range doc.Hypervisors[i].Features {
+			if !f.Works {
+				lacks = append(lacks, f.Name)
+			}
+			if f.Works != (f.Needs == "") {
+				t.Errorf("feature %+v: it works, or it is said what that takes", f)
+			}
+		}
+		doc.Hypervisors[i].Features = nil
+	}
+	if err != nil || !reflect.DeepEqual(doc.Hypervisors, want) {
 		t.Errorf("Doctor = %+v, %v, want %+v", doc.Hypervisors, err, want)
+	}
+	if want := []string{"resize-memory", "pmem"}; !slices.Equal(lacks, want) {
+		t.Errorf("it lacks %q, want %q", lacks, want)
 	}
 	// What hangs is not waited for by one who has gone.
 	_, release := other.Hang(hvtest.OpProbe)

@@ -46,6 +46,15 @@ type HypervisorCheck struct {
 	Accel   string `json:"accel,omitempty"`
 	Notice  string `json:"notice,omitempty"`  // what an operator must know
 	Problem string `json:"problem,omitempty"` // why it does not work, and what to do about it
+	// Features is what it can do on this host, where it works.
+	Features []Feature `json:"features,omitempty"`
+}
+
+// Feature is something that not every hypervisor can do everywhere.
+type Feature struct {
+	Name  string `json:"name"` // "snapshot", "template", "resize-cpu", "pmem", ...
+	Works bool   `json:"works"`
+	Needs string `json:"needs,omitempty"` // what it takes to have it
 }
 
 // SystemSummary counts what there is.

@@ -3,6 +3,7 @@ package volar
 import (
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/volantvm/volant/client/api"
 )
@@ -77,6 +78,7 @@ func (doctorCmd) Run(c *cli) error {
 			if h.Notice != "" {
 				row(w, "  Notice:", h.Notice)
 			}
+			writeFeatures(w, h.Features)
 			if h.Problem != "" {
 				row(w, "  Problem:", h.Problem)
 			}
@@ -92,6 +94,32 @@ func (doctorCmd) Run(c *cli) error {
 		return api.Errorf(api.CodeUnavailable, "no VM can be started here").WithHint("mend one of the problems above; then: volar doctor")
 	}
 	return nil
+}
+
+// writeFeatures says what a hypervisor can do, and of the rest what it takes.
+func writeFeatures(w io.Writer, features []api.Feature) {
+	var can []string
+	for _, f := range features {
+		if f.Works {
+			can = append(can, f.Name)
+		}
+	}
+	if len(can) > 0 {
+		row(w, "  Can:", strings.Join(can, ", "))
+	}
+	// What is wanted for the same reason is told once.
+	for i, f := range features {
+		if f.Works || slices.ContainsFunc(features[:i], func(o api.Feature) bool { return !o.Works && o.Needs == f.Needs }) {
+			continue
+		}
+		names := []string{}
+		for _, o := range features[i:] {
+			if !o.Works && o.Needs == f.Needs {
+				names = append(names, o.Name)
+			}
+		}
+		row(w, "  Cannot:", strings.Join(names, ", ")+": "+f.Needs)
+	}
 }
 
 type summaryCmd struct{}

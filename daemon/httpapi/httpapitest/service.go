@@ -851,7 +851,10 @@ func (s *Service) Doctor(context.Context) (api.Doctor, error) {
 		return api.Doctor{Hypervisors: s.Hypervisors, Limits: api.LimitsCheck{Cgroups: "v2 (cpu, io, memory, pids)"}}, nil
 	}
 	return api.Doctor{Limits: api.LimitsCheck{Cgroups: "v2 (cpu)", Problem: "VMs run without limits of memory, pids: ask the host for them"}, Hypervisors: []api.HypervisorCheck{
-		{Name: "qemu", Chosen: true, Works: true, Version: "7.2.22", Binary: "/usr/bin/qemu-system-x86_64", Accel: "tcg", Notice: "VMs are emulated: isolation is not by hardware"},
+		{Name: "qemu", Chosen: true, Works: true, Version: "7.2.22", Binary: "/usr/bin/qemu-system-x86_64", Accel: "tcg", Notice: "VMs are emulated: isolation is not by hardware", Features: []api.Feature{
+			{Name: "pause", Works: true}, {Name: "snapshot", Works: true}, {Name: "pmem", Needs: "another hypervisor"},
+			{Name: "unprivileged", Needs: "root"}, {Name: "vfio", Needs: "another hypervisor"},
+		}},
 		{Name: "cloud-hypervisor", Problem: "it is not in PATH: put it there"},
 	}}, nil
 }
