@@ -48,17 +48,16 @@ func New(config Config) *Driver { return &Driver{config: config} }
 // Name implements hv.Driver.
 func (d *Driver) Name() string { return Name }
 
-// Limits of a machine. microvm has 24 virtio-mmio slots; one boot with all of them
-// hung, with 23 machines always came up. Two are the random number device and the
-// agent's port or vsock device. Of the others 19 may be disks, which are
-// configuration, root, its upper layer, and 16 volumes: that leaves a NIC and a
-// balloon.
+// Limits of a machine. microvm has 24 virtio-mmio slots, all of which can be used.
+// Two are the random number device and the agent's port or vsock device. Of the
+// others 20 may be disks, which are agent, configuration, root, its upper layer,
+// and 16 volumes: that leaves a NIC and a balloon.
 const (
 	maxVCPUs = 32
-	maxDisks = 19
+	maxDisks = 20
 	maxNICs  = 1
 
-	maxDevices = 21
+	maxDevices = 22
 )
 
 // minMemoryMiB is the least that the smallest known kernel boots with.
