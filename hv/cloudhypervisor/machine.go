@@ -64,7 +64,7 @@ type machine struct {
 
 	detach sync.Once
 
-	plugging sync.Mutex // held while devices are added or removed, one at a time; taken before all others
+	plugging chan struct{} // has room for who changes the machine, or takes a snapshot of it, one at a time; taken before all others
 
 	reading sync.Mutex // held while the journal is read, so that events stay in order; taken before mu
 	journal journal    // guarded by reading
@@ -103,8 +103,9 @@ func take(rec hv.Record, proc *vmm.Process, api *client, screen net.Conn, launch
 	}
 	m := &machine{
 		rec: rec, proc: proc, api: api, console: console,
-		agent:   agent,
-		drained: make(chan struct{}), nudge: make(chan struct{}, 1), stop: make(chan struct{}), over: make(chan struct{}),
+		agent:    agent,
+		plugging: make(chan struct{}, 1),
+		drained:  make(chan struct{}), nudge: make(chan struct{}, 1), stop: make(chan struct{}), over: make(chan struct{}),
 		journal:   journal{path: eventsPath(rec.Dir)},
 		launching: launching, screen: screen,
 		events: make(chan hv.Event, eventBacklog),

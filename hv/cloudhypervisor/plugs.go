@@ -30,11 +30,25 @@ func (m *machine) ask(ctx context.Context) (*info, error) {
 	return &i, nil
 }
 
+// plug waits for its turn to change the machine; unplug ends it.
+func (m *machine) plug(ctx context.Context) error {
+	select {
+	case m.plugging <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m *machine) unplug() { <-m.plugging }
+
 // Resize implements hv.Resizer.
 func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 	return m.call(ctx, "resize", func() error {
-		m.plugging.Lock()
-		defer m.plugging.Unlock()
+		if err := m.plug(ctx); err != nil {
+			return err
+		}
+		defer m.unplug()
 		i, err := m.ask(ctx)
 		if err != nil {
 			return err
@@ -101,8 +115,10 @@ var errPlugged = errors.New("it is there")
 // add adds a device with f, once the guest has let go of the one that had this id
 // before.
 func (m *machine) add(ctx context.Context, id string, f func(*info) error) error {
-	m.plugging.Lock()
-	defer m.plugging.Unlock()
+	if err := m.plug(ctx); err != nil {
+		return err
+	}
+	defer m.unplug()
 	i, err := m.ask(ctx)
 	if err == nil && i.leaving(id) {
 		if err = m.ejected(ctx, id); err == nil {
@@ -147,8 +163,10 @@ func (m *machine) RemoveDisk(ctx context.Context, serial string) error {
 // remove asks the guest to let go of a device, unless it has been asked, and waits
 // until it has. To ask twice ends version 52.
 func (m *machine) remove(ctx context.Context, find func(*info) (id string, there bool)) error {
-	m.plugging.Lock()
-	defer m.plugging.Unlock()
+	if err := m.plug(ctx); err != nil {
+		return err
+	}
+	defer m.unplug()
 	i, err := m.ask(ctx)
 	if err != nil {
 		return err

@@ -42,7 +42,6 @@ type script struct {
 	Torn    string             // a part of a snapshot that is not written, although the call succeeds
 	NoState bool               // vm.snapshot fails, as where the host's KVM does not tell nested state
 	NoFault bool               // memory cannot be restored on demand, as without userfaultfd
-	Skips   bool               // vm.restore leaves out a disk, and succeeds
 }
 
 type refusal struct {

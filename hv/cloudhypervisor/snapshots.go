@@ -29,8 +29,10 @@ const maxConfig = 4 << 20
 func (m *machine) Snapshot(ctx context.Context, dir string) (hv.Snapshot, error) {
 	var s hv.Snapshot
 	err := m.call(ctx, "snapshot", func() error {
-		m.plugging.Lock()
-		defer m.plugging.Unlock()
+		if err := m.plug(ctx); err != nil {
+			return err
+		}
+		defer m.unplug()
 		var err error
 		s, err = m.snapshot(ctx, dir)
 		return err

@@ -210,6 +210,46 @@ func TestFakeFaults(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("snapshot and restore", func(t *testing.T) {
+		f := hvtest.NewFake()
+		vm, err := f.Launch(ctx, fakeSpec(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := vm.Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		f.FailNext(hvtest.OpSnapshotted, 1, broken)
+		f.FailNext(hvtest.OpRestored, 1, broken)
+		dir := t.TempDir()
+		if _, err := vm.(hv.Snapshotter).Snapshot(ctx, dir); !errors.Is(err, broken) {
+			t.Errorf("Snapshot: %v, want %v", err, broken)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("a failed Snapshot left %q, %v", left, err)
+		}
+		s, err := vm.(hv.Snapshotter).Snapshot(ctx, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := vm.Kill(ctx); err != nil {
+			t.Error(err)
+		}
+		spec := fakeSpec(t)
+		if _, err := f.Restore(ctx, spec, s, hv.RestoreOptions{}); !errors.Is(err, broken) {
+			t.Errorf("Restore: %v, want %v", err, broken)
+		}
+		if left, err := os.ReadDir(spec.Dir); err != nil || len(left) > 0 || len(f.Running()) > 0 {
+			t.Errorf("a failed Restore left %q, %v, and %d machines", left, err, len(f.Running()))
+		}
+		again, err := f.Restore(ctx, spec, s, hv.RestoreOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Kill(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("reboot", func(t *testing.T) {
 		f := hvtest.NewFake()
 		vm, err := f.Launch(ctx, fakeSpec(t))
