@@ -25,7 +25,7 @@ help: ## this list
 
 build: ## bin/volant and the links to its roles
 	@echo "building bin/volant $(VERSION) (the first time takes a minute or two) ..."
-	@go build -tags $(TAGS) -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/volant .
+	@go build -modfile "$$(go run ./testdata/modfile)" -tags $(TAGS) -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/volant .
 	@bin/volant install
 
 demo: ## boot a real microVM from nothing and show it answering

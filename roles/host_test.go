@@ -135,8 +135,14 @@ func buildAll(dir string) error {
 		return err
 	}
 	bin := filepath.Join(dir, "volant")
+	modfile := exec.Command("go", "run", "./testdata/modfile")
+	modfile.Dir = ".."
+	mod, err := modfile.Output()
+	if err != nil {
+		return fmt.Errorf("%v: %w", modfile.Args, err)
+	}
 	for _, argv := range [][]string{
-		{"go", "build", "-tags=nethttpomithttp2", "-trimpath", "-ldflags=-s -w -X main.version=0.0.0-e2e", "-o", bin, ".."},
+		{"go", "build", "-modfile=../" + strings.TrimSpace(string(mod)), "-tags=nethttpomithttp2", "-trimpath", "-ldflags=-s -w -X main.version=0.0.0-e2e", "-o", bin, ".."},
 		{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(hello, "hello"), "../testdata/hello"},
 		{bin, "fledge", "build", "-c", filepath.Join(hello, "fledge.toml"), "-o", filepath.Join(hello, "hello")},
 	} {

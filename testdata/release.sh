@@ -32,7 +32,7 @@ echo "== binary"
 binary=volant-$version-linux-amd64
 git archive --format=tar HEAD | { mkdir "$work/elsewhere" && tar -x -C "$work/elsewhere"; }
 compile() { # folder output; the tags are the Makefile's
-  (cd "$1" && env CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOFLAGS=-buildvcs=false go build -tags "$(sed -n 's/^TAGS *:= *//p' Makefile)" \
+  (cd "$1" && env CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOFLAGS=-buildvcs=false go build -modfile "$(go run ./testdata/modfile)" -tags "$(sed -n 's/^TAGS *:= *//p' Makefile)" \
     -trimpath -ldflags "-s -w -X main.version=$version" -o "$2" .)
 }
 compile . "$out/$binary"
