@@ -100,6 +100,12 @@ func (c *Client) ResumeVM(ctx context.Context, name string, w Wait) (vm api.VM, 
 	return vm, err
 }
 
+// ScaleVM changes the size of a VM.
+func (c *Client) ScaleVM(ctx context.Context, name string, in api.VMScale, w Wait) (vm api.VM, err error) {
+	_, err = c.call(ctx, request{method: http.MethodPost, path: vmPath(name, "/scale"), query: w.query()}, in, &vm)
+	return vm, err
+}
+
 // DeleteVM stops and deletes a VM.
 func (c *Client) DeleteVM(ctx context.Context, name string, how api.VMStop, w Wait) error {
 	q := w.query()

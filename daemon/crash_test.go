@@ -211,6 +211,32 @@ func crashCases() []crashCase {
 			},
 		},
 		{
+			name:    "scale while it runs",
+			op:      "ScaleVM",
+			prepare: running,
+			act:     func(d *instance) { d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 192}) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning)
+				d.checkSize(t, &vms[0])
+				if vms[0].Incarnation != 1 {
+					t.Errorf("incarnation %d: it was restarted", vms[0].Incarnation)
+				}
+			},
+		},
+		{
+			name:    "scale by a restart",
+			op:      "ScaleVM",
+			prepare: running,
+			act:     func(d *instance) { d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 1000, Restart: true}) },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning)
+				d.checkSize(t, &vms[0])
+				if (vms[0].MemoryMB == 1000) != (vms[0].Incarnation > 1) {
+					t.Errorf("%d MiB in incarnation %d", vms[0].MemoryMB, vms[0].Incarnation)
+				}
+			},
+		},
+		{
 			name:    "delete",
 			op:      "DeleteVM",
 			prepare: running,

@@ -33,6 +33,7 @@ type Store interface {
 	VMs(ctx context.Context, f api.VMFilter) ([]row.VM, int, error)
 	ActiveVMs(ctx context.Context) ([]row.VM, error)
 	StoppedBefore(ctx context.Context, boot, policy string) ([]string, error)
+	PromisedMemory(ctx context.Context, but string) (int, error)
 	VMNames(ctx context.Context, limit int) ([]string, error)
 	VMCounts(ctx context.Context) (row.Counts, error)
 
@@ -89,6 +90,13 @@ type Config struct {
 
 	// Network connects VMs. With nil only VMs without a NIC can be created.
 	Network Network
+	// VMs that run, or are to, may have HostMemoryMiB times MemoryOvercommit less
+	// MemoryReserveMiB of memory together; what would go beyond is refused. Without
+	// MemoryOvercommit there is no limit. HostMemoryMiB is by default what the kernel
+	// says.
+	HostMemoryMiB    int
+	MemoryOvercommit float64
+	MemoryReserveMiB int
 	// Cgroups keeps VMMs in groups of their own. With nil, and as far as the host
 	// has none to give, VMs run without limits.
 	Cgroups Cgroups
@@ -196,6 +204,8 @@ type Daemon struct {
 	jobs    imageJobs
 	ends    ends
 	onces   onces // requests with an idempotency key
+	// admission is held from the sum of all VMs' memory to the wish that adds to it.
+	admission chan struct{}
 	// volumes is held while disks of volumes are made or removed, and what is
 	// known of them is changed.
 	volumes chan struct{}
@@ -254,6 +264,13 @@ func New(cfg Config) (*Daemon, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.HostMemoryMiB == 0 {
+		n, err := hostMemoryMiB()
+		if err != nil {
+			return nil, fmt.Errorf("daemon: memory of the host: %w", err)
+		}
+		cfg.HostMemoryMiB = n
+	}
 	if cfg.BootID == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
@@ -264,15 +281,16 @@ func New(cfg Config) (*Daemon, error) {
 
 	d := &Daemon{
 		cfg: cfg, store: cfg.Store, log: cfg.Log, t: defaultTiming(),
-		boots:    make(chan struct{}, max(4, 2*runtime.GOMAXPROCS(0))),
-		disks:    newVerifiedFiles(),
-		program:  &program{path: cfg.AgentBinary},
-		jobs:     newImageJobs(),
-		volumes:  make(chan struct{}, 1),
-		ready:    make(chan struct{}),
-		prepared: make(chan struct{}),
-		stopping: make(chan struct{}),
-		workers:  make(map[string]*worker),
+		boots:     make(chan struct{}, max(4, 2*runtime.GOMAXPROCS(0))),
+		disks:     newVerifiedFiles(),
+		program:   &program{path: cfg.AgentBinary},
+		jobs:      newImageJobs(),
+		volumes:   make(chan struct{}, 1),
+		admission: make(chan struct{}, 1),
+		ready:     make(chan struct{}),
+		prepared:  make(chan struct{}),
+		stopping:  make(chan struct{}),
+		workers:   make(map[string]*worker),
 	}
 	if cfg.Network != nil {
 		d.ports = newPorts(cfg.Network)

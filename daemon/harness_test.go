@@ -943,7 +943,7 @@ func (in *instance) quiet() ([]row.VM, bool) {
 		in.w.t.Fatal(err)
 	}
 	for _, vm := range vms {
-		up := vm.Desired == api.DesiredRunning && vm.Status == api.VMRunning && !vm.Replaced() && !vm.WantPaused && vm.AgentUp && (vm.Healthy || !vm.HealthCheck)
+		up := vm.Desired == api.DesiredRunning && vm.Status == api.VMRunning && !vm.Replaced() && !vm.WantPaused && !oversized(&vm) && vm.AgentUp && (vm.Healthy || !vm.HealthCheck)
 		still := vm.Status == api.VMPaused && isPaused(&vm)
 		if !vm.Settled() && !up && !still {
 			return vms, false

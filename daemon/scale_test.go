@@ -2,170 +2,181 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
-	"time"
 
 	"github.com/volantvm/volant/client/api"
-	"github.com/volantvm/volant/testdata/budget"
+	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/hv/hvtest"
+	"github.com/volantvm/volant/store/row"
 )
 
-// manyVMs is how many VMs one node is built to remember.
-const manyVMs = 5000
-
-// scale is what a daemon with many stored VMs was measured to take.
-type scale struct {
-	ready             time.Duration // from nothing to looking after all of them
-	get, list, create []time.Duration
-	all               time.Duration // a list of every one
-	rss               int64         // bytes
+// checkSize wants the machine to have the size that the row says.
+func (in *instance) checkSize(t *testing.T, vm *row.VM) {
+	t.Helper()
+	m := in.w.hv.Machine(vm.ID)
+	if m == nil {
+		t.Fatal("no machine")
+	}
+	if s := m.Spec(); s.VCPUs != vm.CPUCores || s.MemoryMiB != vm.MemoryMB || vm.Has.VCPUs != vm.CPUCores || vm.Has.MemoryMiB != vm.MemoryMB {
+		t.Errorf("the machine has %d vCPUs and %d MiB, the row says %d and %d, and that it has %+v", s.VCPUs, s.MemoryMiB, vm.CPUCores, vm.MemoryMB, vm.Has)
+	}
 }
 
-// measureScale starts a daemon with n VMs stored, which have ended, and uses it.
-func measureScale(t *testing.T, n int) scale {
-	t.Helper()
+func TestScale(t *testing.T) {
 	ctx := context.Background()
 	w := newWorld(t)
-	w.stored(n, api.VMStopped, api.DesiredStopped)
-	debug.FreeOSMemory()
-	var s scale
-	begin := time.Now()
-	d := w.start(options{})
-	<-d.Ready()
-	s.ready = time.Since(begin)
-	timed := func(into *[]time.Duration, fn func(i int) error) {
-		for i := range 200 {
-			begin := time.Now()
-			if err := fn(i); err != nil {
-				t.Fatal(err)
-			}
-			*into = append(*into, time.Since(begin))
+	d := w.start(options{config: func(c *Config) { c.HostMemoryMiB = 4096 }})
+	d.equip()
+	vm := d.create("web", "serve") // 64 MiB
+	d.must("web", api.WaitHealthy)
+
+	// Live, and the limits with it.
+	got, err := d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 192})
+	if err != nil || got.MemoryMB != 192 || got.Incarnation != 1 {
+		t.Fatalf("ScaleVM = %+v, %v", got, err)
+	}
+	vms := d.settle()
+	d.checkSize(t, &vms[0])
+	w.checkWorld(vms)
+	if got, err := d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 192}); err != nil || got.Incarnation != 1 { // idempotent
+		t.Errorf("ScaleVM again = %+v, %v", got, err)
+	}
+	if events := d.eventTypes("web"); !slices.Contains(events, api.EventVMScaled) {
+		t.Errorf("events %v, want one of scaling", events)
+	}
+
+	// Beyond its room only a restart helps, and that must be asked for.
+	if _, err := d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 1000}); api.CodeOf(err) != api.CodeConflict || !strings.Contains(err.Error(), "room for 192 MiB") || !strings.Contains(err.(*api.Error).Hint, "--restart") {
+		t.Errorf("ScaleVM beyond its room: %v", err)
+	}
+	if got, err := d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 1000, Restart: true}); err != nil || got.MemoryMB != 1000 {
+		t.Fatalf("ScaleVM with a restart = %+v, %v", got, err)
+	}
+	if got := d.must("web", api.WaitHealthy); got.Incarnation != 2 {
+		t.Errorf("incarnation %d, want 2", got.Incarnation)
+	}
+	vms = d.settle()
+	d.checkSize(t, &vms[0])
+
+	// What the hypervisor will not do after all is taken back.
+	w.hv.FailNext(hvtest.OpResize, 1, fmt.Errorf("%w: not in blocks of 128", hv.ErrInvalidSpec))
+	if _, err := d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 1500}); api.CodeOf(err) != api.CodeConflict || !strings.Contains(err.Error(), "blocks of 128") {
+		t.Errorf("ScaleVM that the hypervisor refuses: %v", err)
+	}
+	vms = d.settle()
+	d.checkSize(t, &vms[0])
+	if vms[0].MemoryMB != 1000 {
+		t.Errorf("%d MiB, want what it had", vms[0].MemoryMB)
+	}
+	// What only fails is tried again.
+	w.hv.FailNext(hvtest.OpResize, 2, errors.New("busy"))
+	if got, err := d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 1512}); err != nil || got.MemoryMB != 1512 {
+		t.Errorf("ScaleVM at the third try = %+v, %v", got, err)
+	}
+
+	d.pause("web")
+	if _, err := d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 1640}); api.CodeOf(err) != api.CodeConflict || !strings.Contains(err.Error(), "is paused") {
+		t.Errorf("ScaleVM of a paused VM: %v", err)
+	}
+	if _, err := d.StopVM(ctx, "web", api.VMStop{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	d.must("web", api.WaitStopped)
+	if got, err := d.ScaleVM(ctx, "web", api.VMScale{CPUCores: 3, MemoryMB: 64}); err != nil || got.CPUCores != 3 || got.Status != api.VMStopped {
+		t.Errorf("ScaleVM of a stopped VM = %+v, %v", got, err)
+	}
+	for _, bad := range []api.VMScale{{}, {Restart: true}, {CPUCores: -1}, {MemoryMB: 1}, {CPUCores: 100000}} {
+		if _, err := d.ScaleVM(ctx, "web", bad); api.CodeOf(err) != api.CodeInvalid {
+			t.Errorf("ScaleVM(%+v): %v, want invalid", bad, err)
 		}
 	}
-	if n > 0 {
-		timed(&s.get, func(i int) error {
-			_, err := d.VM(ctx, fmt.Sprintf("stored-%d", i*31%n))
-			return err
-		})
-		timed(&s.list, func(i int) error {
-			vms, total, err := d.VMs(ctx, api.VMFilter{Limit: 100, Offset: i * 37 % n})
-			if err == nil && (total != n || len(vms) == 0) {
-				err = fmt.Errorf("a page of %d VMs of %d", len(vms), total)
-			}
-			return err
-		})
+
+	caps, err := w.hv.Probe(ctx)
+	if err != nil {
+		t.Fatal(err)
 	}
-	debug.FreeOSMemory()
-	s.rss = residentBytes(t)
-	timed(&s.create, func(i int) error {
-		_, err := d.CreateVM(ctx, api.VMCreate{Name: fmt.Sprintf("new-%d", i), Plugin: "serve", Stopped: true})
-		return err
-	})
-	begin = time.Now()
-	if vms, _, err := d.VMs(ctx, api.VMFilter{}); err != nil || len(vms) != n+len(s.create) {
-		t.Fatalf("%d VMs, %v; want %d", len(vms), err, n+len(s.create))
-	}
-	s.all = time.Since(begin)
+	caps.ResizeCPU, caps.ResizeMemory = false, false
+	w.hv.SetCapabilities(caps)
 	d.stop()
-	return s
-}
-
-func (s *scale) String() string {
-	ms := func(d []time.Duration) string {
-		if len(d) == 0 {
-			return "-"
-		}
-		return fmt.Sprintf("%.2f/%.2f ms", budget.Millis(budget.Median(d)), budget.Millis(budget.Percentile(d, 99)))
+	d = w.start(options{})
+	if _, err := d.StartVM(ctx, "web"); err != nil {
+		t.Fatal(err)
 	}
-	return fmt.Sprintf("ready in %v, get %s, page of 100 %s, create %s, all %v, %d KiB", s.ready.Round(time.Millisecond), ms(s.get), ms(s.list), ms(s.create),
-		s.all.Round(time.Millisecond), s.rss>>10)
-}
-
-// TestScale holds what 5,000 stored VMs may cost, with room for a busy machine:
-// TestBudgets holds the budgets themselves. Memory is held to its own, 50 KiB for
-// each further VM.
-func TestScale(t *testing.T) {
-	if testing.Short() {
-		t.Skip("stores 5,000 VMs")
+	d.must("web", api.WaitHealthy)
+	if s := w.hv.Machine(vm.ID).Spec(); s.VCPUs != 3 || s.MemoryMiB != 64 || s.MaxVCPUs != 0 || s.MaxMemoryMiB != 0 {
+		t.Errorf("it was started with %+v", s)
 	}
-	none, many := measureScale(t, 0), measureScale(t, manyVMs)
-	t.Logf("%d VMs: %v", manyVMs, &many)
-	if per := (many.rss - none.rss) / manyVMs; per > 50<<10 {
-		t.Errorf("%d bytes for each stored VM, budget 51200", per)
-	}
-	const slack = 10
-	for _, c := range []struct {
-		what        string
-		took, limit time.Duration
-	}{
-		{"start", many.ready, time.Second},
-		{"get", budget.Median(many.get), 10 * time.Millisecond},
-		{"list of 100", budget.Median(many.list), 30 * time.Millisecond},
-		{"create", budget.Median(many.create), 10 * time.Millisecond},
-		{"list of all", many.all, time.Second},
-	} {
-		if c.took > slack*c.limit {
-			t.Errorf("%s takes %v with %d VMs, want %v", c.what, c.took, manyVMs, c.limit)
-		}
+	if _, err := d.ScaleVM(ctx, "web", api.VMScale{CPUCores: 2}); api.CodeOf(err) != api.CodeConflict || !strings.Contains(err.Error(), "cannot change vCPUs") {
+		t.Errorf("ScaleVM where that is not possible: %v", err)
 	}
 }
 
-// TestBudgets measures what a daemon with many VMs takes; make bench runs it.
-func TestBudgets(t *testing.T) {
-	if os.Getenv("VOLANT_BENCH") == "" {
-		t.Skip("measures for a minute; make bench runs it")
-	}
-	none, many := measureScale(t, 0), measureScale(t, manyVMs)
-	how := func(what string) string { return fmt.Sprintf("%s, %d VMs stored", what, manyVMs) }
-	ms := func(name string, d time.Duration, limit float64, what string) budget.Line {
-		return budget.Line{Name: name, Value: budget.Millis(d), Limit: limit, Unit: "ms", How: how(what)}
-	}
-	lines := []budget.Line{
-		ms("scale-start", many.ready, 1000, "daemon until it looks after all of them"),
-		ms("scale-get-p50", budget.Median(many.get), 5, "one VM by name"),
-		ms("scale-list-p50", budget.Median(many.list), 15, "a page of 100"),
-		ms("scale-create-p50", budget.Median(many.create), 10, "create below HTTP, durable"),
-		{Name: "scale-rss-per-vm", Value: max(0, float64(many.rss-none.rss)) / manyVMs / 1024, Limit: 50, Unit: "K", How: how("KiB resident for each")},
-	}
-
-	// A daemon that is started again takes up every machine, and tells of each in
-	// a transaction of its own: nothing is faster than as many durable writes.
-	const running = 1000
+func TestAdmission(t *testing.T) {
+	ctx := context.Background()
 	w := newWorld(t)
-	w.stored(running, api.VMPending, api.DesiredRunning)
-	d := w.start(options{})
-	d.settleWithin(10 * patience)
-	d.stop()
-	var ours, base []time.Duration
-	for range 3 {
-		begin := time.Now()
-		f, err := os.Create(filepath.Join(w.root, "fsync"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range running {
-			if _, err := f.Write(make([]byte, 4096)); err != nil {
-				t.Fatal(err)
-			}
-			if err := f.Sync(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		base = append(base, time.Since(begin))
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-		d := w.start(options{})
-		begin = time.Now()
-		if vms := d.settleWithin(10 * patience); len(vms) != running || vms[0].Incarnation != 1 {
-			t.Fatalf("%d VMs, the first of incarnation %d", len(vms), vms[0].Incarnation)
-		}
-		ours = append(ours, time.Since(begin))
-		d.stop()
+	limited := options{config: func(c *Config) { c.HostMemoryMiB, c.MemoryOvercommit, c.MemoryReserveMiB = 400, 1.5, 200 }} // 400 MiB for VMs of 64
+	d := w.start(limited)
+	d.equip()
+	// All at once: six fit, whoever they are.
+	var wg sync.WaitGroup
+	errs := make([]error, 20)
+	for i := range errs {
+		wg.Go(func() { _, errs[i] = d.CreateVM(ctx, api.VMCreate{Name: fmt.Sprintf("vm%d", i), Plugin: "serve"}) })
 	}
-	lines = append(lines, budget.Ratio("reconcile-running", 6, ours, base, fmt.Sprintf("%d running VMs taken up after a restart ÷ as many durable writes of 4 KiB", running)))
-	budget.Print(t, lines...)
+	wg.Wait()
+	made := 0
+	for _, err := range errs {
+		switch {
+		case err == nil:
+			made++
+		case api.CodeOf(err) != api.CodeExhausted || !strings.Contains(err.Error(), "64 MiB are wanted, but of the 400 MiB that this host has for VMs 384 are taken"):
+			t.Errorf("refused with %v", err)
+		case !strings.Contains(err.(*api.Error).Hint, "has 64"):
+			t.Errorf("the hint is %q, want it to say who has the memory", err.(*api.Error).Hint)
+		}
+	}
+	if made != 6 {
+		t.Errorf("%d VMs were admitted, want 6", made)
+	}
+	vms := d.settle()
+	// One that does not run needs no memory, but cannot be started; nor can the others grow.
+	if _, err := d.CreateVM(ctx, api.VMCreate{Name: "off", Plugin: "serve", Stopped: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.StartVM(ctx, "off"); api.CodeOf(err) != api.CodeExhausted {
+		t.Errorf("StartVM without memory: %v", err)
+	}
+	if _, err := d.RestartVM(ctx, "off", api.VMStop{}); api.CodeOf(err) != api.CodeExhausted {
+		t.Errorf("RestartVM of a stopped VM without memory: %v", err)
+	}
+	if _, err := d.ScaleVM(ctx, vms[0].Name, api.VMScale{MemoryMB: 192}); api.CodeOf(err) != api.CodeExhausted {
+		t.Errorf("ScaleVM without memory: %v", err)
+	}
+	if _, err := d.ScaleVM(ctx, "off", api.VMScale{MemoryMB: 500}); err != nil {
+		t.Errorf("ScaleVM of a stopped VM: %v", err)
+	}
+	if _, err := d.StartVM(ctx, "off"); api.CodeOf(err) != api.CodeExhausted || !strings.Contains(err.(*api.Error).Hint, "ask for less") {
+		t.Errorf("StartVM of one larger than the host: %v", err)
+	}
+	// Those that have been admitted stay: one that runs can be told so again, and
+	// restarted, also by a daemon that would admit fewer.
+	d.stop()
+	limited.config = func(c *Config) { c.HostMemoryMiB, c.MemoryOvercommit, c.MemoryReserveMiB = 400, 1, 300 }
+	d = w.start(limited)
+	d.settle()
+	if _, err := d.StartVM(ctx, vms[0].Name); err != nil {
+		t.Errorf("StartVM of one that runs: %v", err)
+	}
+	if _, err := d.RestartVM(ctx, vms[0].Name, api.VMStop{Force: true}); err != nil {
+		t.Errorf("RestartVM of one that runs: %v", err)
+	}
+	d.must(vms[0].Name, api.WaitHealthy)
+	if got := len(d.settle()); got != 7 {
+		t.Errorf("%d VMs, want 7", got)
+	}
 }

@@ -173,6 +173,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		Kernel: d.blobPath(kernel.Digest), ConsoleLog: filepath.Join(d.dataDir(vm.ID), consoleLog), ConsoleLimit: consoleLimit,
 		VMMLog: vmmLog(d.dataDir(vm.ID), vm.Incarnation),
 	}
+	spec.MaxVCPUs, spec.MaxMemoryMiB = room(vm, caps, d.cfg.HostMemoryMiB)
 	if caps.Channel == hv.ChannelVsock {
 		spec.CID = vm.VsockCID
 	}
@@ -276,6 +277,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		return nil, err
 	}
 	tl.launch()
+	vm.Has = row.Size{VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB, MaxVCPUs: max(spec.VCPUs, spec.MaxVCPUs), MaxMemoryMiB: max(spec.MemoryMiB, spec.MaxMemoryMiB)}
 	vm.Kernel, vm.Hypervisor, vm.Accel, vm.Initramfs = kernel.Name, caps.Driver, string(mach.Record().Accel), filepath.Base(spec.Initramfs)
 	if len(agent) > 0 {
 		vm.AgentImage = filepath.Base(agent[0].Path)
@@ -384,7 +386,10 @@ func (w *worker) recordLaunch(ctx context.Context, vm *row.VM, adopted bool) err
 	}
 	_, err = w.d.update(ctx, vm.ID, func(now *row.VM) ([]api.Event, error) {
 		if now.Record == nil {
-			now.Record = b
+			now.Record, now.Has = b, vm.Has
+			if vm.Has == (row.Size{}) { // found: its size is the row's, its room nobody knows
+				now.Has = row.Size{VCPUs: now.CPUCores, MemoryMiB: now.MemoryMB, MaxVCPUs: now.CPUCores, MaxMemoryMiB: now.MemoryMB}
+			}
 			now.Kernel, now.Initramfs, now.AgentImage = vm.Kernel, vm.Initramfs, vm.AgentImage
 		}
 		now.PID, now.Hypervisor, now.Accel = rec.PID, rec.Driver, string(rec.Accel)

@@ -77,7 +77,7 @@ func enter(vm *row.VM, to api.VMState, reason string) (api.Event, error) {
 		return api.Event{}, fmt.Errorf("VM %s: %w: nothing leads to %s yet", vm.ID, errMove, to)
 	}
 	if to == api.VMStarting || vm.Ended() {
-		vm.WantPaused = false
+		vm.WantPaused, vm.Has, vm.SizeError = false, row.Size{}, ""
 	}
 	if vm.Ended() {
 		vm.PID, vm.Record, vm.AgentUp, vm.Initramfs = 0, nil, false, ""

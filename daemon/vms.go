@@ -48,6 +48,16 @@ func (d *Daemon) CreateVM(ctx context.Context, req api.VMCreate) (api.VM, error)
 	if err != nil {
 		return api.VM{}, d.publicError("create VM", err)
 	}
+	if !req.Stopped {
+		refusal, release, err := d.admit(ctx, "", vm.VM.MemoryMB)
+		if err != nil {
+			return api.VM{}, d.publicError("create VM", err)
+		}
+		defer release()
+		if refusal != nil {
+			return api.VM{}, refusal
+		}
+	}
 	// A blob that is there now is to be there until the row names it.
 	d.blobs.RLock()
 	defer d.blobs.RUnlock()
@@ -427,12 +437,20 @@ func (d *Daemon) StartVM(ctx context.Context, name string) (api.VM, error) {
 	if err := d.canStart(ctx, &vm); err != nil {
 		return api.VM{}, d.publicError("start VM", err)
 	}
+	refusal, release, err := d.admit(ctx, vm.ID, vm.MemoryMB)
+	if err != nil {
+		return api.VM{}, d.publicError("start VM", err)
+	}
+	defer release()
 	return d.change(ctx, vm.ID, "start VM", func(vm *row.VM) error {
 		if vm.Desired == api.DesiredAbsent {
 			return beingDeleted(vm)
 		}
 		if isPaused(vm) {
 			return api.Errorf(api.CodeConflict, "VM %s is paused, not stopped", vm.Name).WithHint("volar vms resume %s lets it go on", vm.Name)
+		}
+		if vm.Settled() && refusal != nil {
+			return refusal
 		}
 		d.wishRunning(vm)
 		return nil
@@ -517,8 +535,15 @@ func (d *Daemon) RestartVM(ctx context.Context, name string, how api.VMStop) (ap
 	if err := d.canStart(ctx, &stopped); err != nil {
 		return api.VM{}, d.publicError("restart VM", err)
 	}
+	refusal, release, err := d.admit(ctx, vm.ID, vm.MemoryMB)
+	if err != nil {
+		return api.VM{}, d.publicError("restart VM", err)
+	}
+	defer release()
 	return d.change(ctx, vm.ID, "restart VM", func(vm *row.VM) error {
 		switch {
+		case vm.Settled() && refusal != nil:
+			return refusal
 		case vm.Desired == api.DesiredAbsent:
 			return beingDeleted(vm)
 		case vm.Ended(), vm.Status == api.VMPending:

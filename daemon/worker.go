@@ -178,6 +178,8 @@ func (w *worker) step(ctx context.Context) error {
 	case vm.Status == api.VMStopping:
 		// Was unwanted, and is wanted again: what was begun is finished first.
 		return w.stop(ctx, &vm)
+	case oversized(&vm):
+		return w.resize(ctx, &vm)
 	case vm.Status == api.VMRunning && vm.WantPaused:
 		return w.pause(ctx, &vm)
 	}

@@ -107,6 +107,23 @@ func TestResources(t *testing.T) {
 		}
 	})
 
+	t.Run("scale", func(t *testing.T) {
+		if h.vm("web").Hypervisor == "qemu" {
+			if got := h.try("vms", "scale", "web", "--memory", "160"); got.code != 4 || !strings.Contains(got.stderr, "--restart") {
+				t.Errorf("scale while it runs = %+v, want it to be told of --restart", got)
+			}
+		}
+		h.volar("vms", "scale", "web", "--cpu", "2", "--memory", "160", "--restart", "--wait=healthy")
+		out := h.volar("exec", "web", "--", "sh", "-c", "busybox nproc; busybox grep MemTotal /proc/meminfo")
+		var cpus, kib int
+		if _, err := fmt.Sscanf(out, "%d\nMemTotal: %d kB", &cpus, &kib); err != nil || cpus != 2 || kib < 128<<10 || kib > 160<<10 {
+			t.Errorf("the guest says %q (%v), want 2 processors and some 160 MiB", out, err)
+		}
+		if got := h.try("vms", "scale", "web", "--memory", "1024g", "--restart"); got.code != 4 || !strings.Contains(got.stderr, "this host has for VMs") {
+			t.Errorf("scale beyond the host = %+v, want it refused", got)
+		}
+	})
+
 	t.Run("stop what is paused", func(t *testing.T) {
 		h.volar("vms", "pause", "web")
 		h.volar("vms", "stop", "web")

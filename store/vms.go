@@ -59,6 +59,8 @@ type details struct {
 	Exit   *api.VMExit       `json:"exit,omitempty"`
 	Stop   api.VMStop        `json:"stop"`
 	Paused bool              `json:"paused,omitempty"` // WantPaused
+	Has    row.Size          `json:"has,omitzero"`
+	Size   string            `json:"size_error,omitempty"`
 	Record json.RawMessage   `json:"record,omitempty"`
 	Agent  string            `json:"agent,omitempty"` // AgentImage
 }
@@ -67,7 +69,7 @@ func vmValues(v *row.VM) ([]any, error) {
 	d, err := json.Marshal(details{
 		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Health: &v.Health,
 		Policy: v.Restart, Loop: v.CrashLoop, NextAt: v.NextStartAt, Tries: v.Tries, Needs: v.DependsOn, Waits: v.WaitingFor,
-		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Record: v.Record, Agent: v.AgentImage,
+		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Has: v.Has, Size: v.SizeError, Record: v.Record, Agent: v.AgentImage,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode VM %s: %w", v.ID, err)
@@ -114,6 +116,7 @@ func scanVM(sc scanner) (row.VM, error) {
 		return row.VM{}, fmt.Errorf("%w: VM %s: %w", row.ErrCorrupt, v.ID, err)
 	}
 	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
+	v.Has, v.SizeError = d.Has, d.Size
 	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck, v.WantPaused = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed, d.Paused
 	v.Restart, v.CrashLoop, v.NextStartAt, v.Tries = d.Policy, d.Loop, d.NextAt, d.Tries
 	v.DependsOn, v.WaitingFor, v.AgentImage = d.Needs, d.Waits, d.Agent
@@ -508,6 +511,15 @@ func (s *Store) ActiveVMs(ctx context.Context) ([]row.VM, error) {
 	vms, err := collectVMs(s.r.QueryContext(ctx, selectVM+` WHERE v.id IN (
 		SELECT id FROM vms WHERE NOT (desired = 'stopped' AND status IN ('stopped', 'crashed', 'failed')))`))
 	return vms, wrap(err, "list active VMs")
+}
+
+// PromisedMemory returns how much memory the VMs that are not settled have or are
+// to have, in MiB, but for the one with this id.
+func (s *Store) PromisedMemory(ctx context.Context, but string) (int, error) {
+	var sum int
+	err := s.r.QueryRowContext(ctx, `SELECT coalesce(sum(memory_mib), 0) FROM vms WHERE id IN (
+		SELECT id FROM vms WHERE NOT (desired = 'stopped' AND status IN ('stopped', 'crashed', 'failed'))) AND id != ?`, but).Scan(&sum)
+	return sum, wrap(classify(err), "add up memory")
 }
 
 // VMNames returns up to limit names, for "did you mean".

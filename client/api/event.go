@@ -13,6 +13,7 @@ const (
 	EventVMUnhealthy EventType = "VM_UNHEALTHY"
 	EventVMPaused    EventType = "VM_PAUSED"
 	EventVMResumed   EventType = "VM_RESUMED"
+	EventVMScaled    EventType = "VM_SCALED" // Message says from what to what
 	EventVMStopping  EventType = "VM_STOPPING"
 	EventVMStopped   EventType = "VM_STOPPED"
 	EventVMCrashed   EventType = "VM_CRASHED"
@@ -45,7 +46,7 @@ const EventsLost EventType = "EVENTS_LOST"
 // EventTypes returns every type of the journal, in the order of their declaration.
 func EventTypes() []EventType {
 	return []EventType{
-		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMStopping,
+		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMScaled, EventVMStopping,
 		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady, EventVMWaiting,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,

@@ -151,6 +151,15 @@ type VMCreate struct {
 	Attach bool `json:"attach,omitempty"`
 }
 
+// VMScale changes the size of a VM. What is 0 stays as it is.
+type VMScale struct {
+	CPUCores int `json:"cpu_cores,omitempty"`
+	MemoryMB int `json:"memory_mb,omitempty"` // MiB
+	// Restart allows a VM to be restarted for it, where its hypervisor cannot change
+	// it while it runs.
+	Restart bool `json:"restart,omitempty"`
+}
+
 // VMFilter selects VMs. Zero values select all.
 type VMFilter struct {
 	Status []VMState

@@ -79,6 +79,7 @@ func routes() []route {
 		{method: post, path: "/vms/{name}/restart", id: "restartVM", summary: "Stop a VM and start it again", query: waitParams(), body: api.VMStop{}, bodyOpt: true, status: 200, reply: api.VM{}, handle: (*Server).restartVM},
 		{method: post, path: "/vms/{name}/pause", id: "pauseVM", summary: "Let a VM stand still: its processors stop, its memory stays", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).pauseVM},
 		{method: post, path: "/vms/{name}/resume", id: "resumeVM", summary: "Let a paused VM go on, with its clock set", query: waitParams(), status: 200, reply: api.VM{}, handle: (*Server).resumeVM},
+		{method: post, path: "/vms/{name}/scale", id: "scaleVM", summary: "Change how many vCPUs and how much memory a VM has, while it runs where that is possible", query: waitParams(), body: api.VMScale{}, status: 200, reply: api.VM{}, handle: (*Server).scaleVM},
 		{method: get, path: "/vms/{name}/stats", id: "vmStats", summary: "Measure what a VM uses, a JSON object a sample and line", query: statsParams(), status: 200, reply: api.VMStats{}, media: mediaNDJSON, handle: (*Server).vmStats},
 		{method: get, path: "/stats", id: "stats", summary: "Measure what VMs use, those named or all that have a machine; a JSON object a sample and line",
 			query: append(statsParams(), param{"vm", "string", "names or ids of VMs, separated by commas or repeated"}), status: 200, reply: api.StatsSample{}, media: mediaNDJSON, handle: (*Server).stats},

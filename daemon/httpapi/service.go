@@ -22,6 +22,8 @@ type Service interface {
 	RestartVM(ctx context.Context, name string, how api.VMStop) (api.VM, error)
 	PauseVM(ctx context.Context, name string) (api.VM, error)
 	ResumeVM(ctx context.Context, name string) (api.VM, error)
+	// ScaleVM returns once a machine that is scaled while it runs has its new size.
+	ScaleVM(ctx context.Context, name string, in api.VMScale) (api.VM, error)
 	DeleteVM(ctx context.Context, name string, how api.VMStop) error
 	// WaitVM blocks until the VM has reached what, or can no longer reach it by
 	// itself (CodeConflict, with the reason), or ctx ends (CodeTimeout). One that

@@ -111,6 +111,27 @@ func (s *Server) resumeVM(w http.ResponseWriter, r *http.Request) error {
 	}, api.WaitRunning)
 }
 
+func (s *Server) scaleVM(w http.ResponseWriter, r *http.Request) error {
+	q := newQuery(r)
+	wt := q.wait(api.WaitRunning, api.WaitHealthy)
+	name, err := pathName("VM", r)
+	if err := errors.Join(err, q.err); err != nil {
+		return err
+	}
+	var in api.VMScale
+	if err := decode(w, r, &in); err != nil {
+		return err
+	}
+	vm, err := s.svc.ScaleVM(r.Context(), name, in)
+	if err != nil {
+		return err
+	}
+	if vm.Desired != api.DesiredRunning {
+		wt.what = api.WaitNone // it has its size, and nobody wants it to run
+	}
+	return s.replyVM(w, r, http.StatusOK, vm, "was scaled", wt)
+}
+
 // changeVM is what the routes have in common that change a VM and return it.
 func (s *Server) changeVM(w http.ResponseWriter, r *http.Request, did string, do func(context.Context, string, api.VMStop) (api.VM, error), allowed ...api.VMWait) error {
 	q := newQuery(r)

@@ -26,8 +26,11 @@ type Options struct {
 	QEMU       string       // path of the binary; empty: looked up in PATH
 	Registry   oci.Registry // how registries of images are spoken to
 	ImageCap   int64        // bytes that images may take; 0 for any amount
-	Cgroup     string       // below the top of each hierarchy; "none" and empty: no groups
-	Version    string
+	// MemoryOvercommit and MemoryReserveMiB are daemon.Config's.
+	MemoryOvercommit float64
+	MemoryReserveMiB int
+	Cgroup           string // below the top of each hierarchy; "none" and empty: no groups
+	Version          string
 	// KeepEvents is how many events the journal keeps, 0 for the daemon's default;
 	// KeepEventsFor is how old they may be, 0 for any age.
 	KeepEvents    int

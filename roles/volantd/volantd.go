@@ -44,6 +44,8 @@ type grammar struct {
 	Mirrors    []string      `name:"registry-mirror" help:"Ask MIRROR (HOST[:PORT][/PATH]) for images before REGISTRY; may be given several times." env:"VOLANT_REGISTRY_MIRRORS" placeholder:"REGISTRY=MIRROR"`
 	PlainHTTP  []string      `name:"plain-http" help:"Speak to REGISTRY (HOST[:PORT]), which may be a mirror, without TLS; may be given several times." env:"VOLANT_PLAIN_HTTP" placeholder:"REGISTRY"`
 	ImageCap   int64         `name:"image-cap-mb" help:"How much disk space images may take, in MiB, before those used longest ago go, of those that no VM uses; 0 for any amount (default: ${default})." env:"VOLANT_IMAGE_CAP_MB" default:"0" placeholder:"MIB"`
+	Overcommit float64       `name:"memory-overcommit" help:"How many times the memory of this host VMs may be promised, of which the reserve is taken off; 0 for any amount (default: ${default})." env:"VOLANT_MEMORY_OVERCOMMIT" default:"1" placeholder:"FACTOR"`
+	Reserve    int           `name:"memory-reserve-mb" help:"How much memory of this host is never promised to VMs, in MiB (default: ${default})." env:"VOLANT_MEMORY_RESERVE_MB" default:"512" placeholder:"MIB"`
 	Cgroup     string        `help:"Control group below which VMs have theirs, in every hierarchy; none for no groups, and no limits (default: ${default})." env:"VOLANT_CGROUP" default:"volant" placeholder:"NAME"`
 	LogLevel   string        `help:"What is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
 	LogFormat  string        `help:"How it is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
@@ -106,7 +108,7 @@ func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 	opt := Options{
 		DataDir: g.DataDir, RuntimeDir: g.RuntimeDir, Listen: g.Listen, Bridge: g.Bridge,
 		Hypervisor: g.Hypervisor, QEMU: g.QEMU, CloudHypervisor: g.CH, BootTimeout: g.Boot, Version: version,
-		Cgroup: g.Cgroup,
+		Cgroup: g.Cgroup, MemoryOvercommit: g.Overcommit, MemoryReserveMiB: g.Reserve,
 	}
 	if g.Boot <= 0 {
 		return opt, fmt.Errorf("--boot-timeout: %v is not a duration above 0s", g.Boot)
@@ -118,6 +120,12 @@ func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 		return opt, fmt.Errorf("--keep-events-for: %v is negative", g.KeepEventsFor)
 	}
 	opt.KeepEvents, opt.KeepEventsFor = g.KeepEvents, g.KeepEventsFor
+	if !(g.Overcommit >= 0 && g.Overcommit <= 100) { // NaN is neither
+		return opt, fmt.Errorf("--memory-overcommit: %v is not a factor from 0 to 100", g.Overcommit)
+	}
+	if g.Reserve < 0 || g.Reserve > 1<<30 {
+		return opt, fmt.Errorf("--memory-reserve-mb: %d is not a number of MiB", g.Reserve)
+	}
 	if g.ImageCap < 0 || g.ImageCap > 1<<40 {
 		return opt, fmt.Errorf("--image-cap-mb: %d is not a number of MiB", g.ImageCap)
 	}

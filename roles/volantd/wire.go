@@ -84,7 +84,8 @@ func Run(ctx context.Context, opt Options) (err error) {
 		Store: st, Driver: driver, Others: others, Network: network{nd, opt.Log}, Pool: pool,
 		Bridge: opt.Bridge, Nameservers: opt.DNS, DataDir: opt.DataDir, RuntimeDir: opt.RuntimeDir, AgentBinary: opt.AgentBinary, AgentImage: agentImage,
 		Version: opt.Version, Listen: "unix:" + ln.Addr().String(), BootTimeout: opt.BootTimeout, Log: opt.Log,
-		Images: images{&opt.Registry}, ImageCap: opt.ImageCap, KeepEvents: opt.KeepEvents, KeepEventsFor: opt.KeepEventsFor,
+		Images: images{&opt.Registry}, ImageCap: opt.ImageCap,
+		MemoryOvercommit: opt.MemoryOvercommit, MemoryReserveMiB: opt.MemoryReserveMiB, KeepEvents: opt.KeepEvents, KeepEventsFor: opt.KeepEventsFor,
 	}
 	if groups != nil {
 		cfg.Cgroups = groups

@@ -20,6 +20,7 @@ type vmsCmd struct {
 	Restart  restartCmd  `cmd:"" help:"Stop VMs and start them again."`
 	Pause    pauseCmd    `cmd:"" help:"Let running VMs stand still: processors stop, memory stays."`
 	Resume   resumeCmd   `cmd:"" help:"Let paused VMs go on."`
+	Scale    scaleCmd    `cmd:"" help:"Change how many vCPUs and how much memory VMs have."`
 	Delete   deleteCmd   `cmd:"" help:"Stop and delete VMs with their disks and addresses."`
 	Logs     logsCmd     `cmd:"" help:"Print what a VM's workload, console or VMM wrote."`
 	Console  consoleCmd  `cmd:"" help:"Watch a VM's console; ctrl-p ctrl-q leaves it."`

@@ -36,6 +36,12 @@ type VM struct {
 	// Replace is the incarnation that a restart asked to end, 0 for none; see
 	// Replaced.
 	Replace int
+	// Has is what the machine of the incarnation was given, and may grow to; zero
+	// before it is there, and where that is not known. CPUCores and MemoryMB are
+	// what it is to have.
+	Has Size
+	// SizeError says why the machine did not become what it was last asked to be.
+	SizeError string
 	// WantPaused is the wish that the incarnation stands still. It ends with it.
 	WantPaused bool
 	// Tries is what lies behind api.VM.RestartCount, CrashLoop and NextStartAt.
@@ -67,6 +73,12 @@ type Tries struct {
 	// Guest is how many restarts by the guest of the present incarnation
 	// RestartCount holds.
 	Guest int `json:"guest,omitempty"`
+}
+
+// Size is the size of a machine, and what it may become while it runs.
+type Size struct {
+	VCPUs, MemoryMiB       int
+	MaxVCPUs, MaxMemoryMiB int
 }
 
 // Settled reports whether there is nothing to be done for the VM: it has ended

@@ -395,6 +395,22 @@ func (s *Service) move(method, name string, from, to api.VMState, event api.Even
 	})
 }
 
+// ScaleVM cannot change the memory of a VM that runs.
+func (s *Service) ScaleVM(_ context.Context, name string, in api.VMScale) (api.VM, error) {
+	return s.change("ScaleVM", name, func(vm *api.VM) error {
+		if vm.Status == api.VMRunning && in.MemoryMB != 0 && in.MemoryMB != vm.MemoryMB {
+			if !in.Restart {
+				return api.Errorf(api.CodeConflict, "VM %s cannot be scaled while it runs", vm.Name).WithHint("restart it")
+			}
+			s.stop(vm)
+			s.start(vm)
+		}
+		vm.CPUCores, vm.MemoryMB = cmp.Or(in.CPUCores, vm.CPUCores), cmp.Or(in.MemoryMB, vm.MemoryMB)
+		s.emitVM(api.EventVMScaled, vm)
+		return nil
+	})
+}
+
 func (s *Service) DeleteVM(_ context.Context, name string, _ api.VMStop) error {
 	_, err := s.change("DeleteVM", name, func(vm *api.VM) error {
 		if vm.Status != api.VMStopped {
