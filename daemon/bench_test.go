@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,22 +135,6 @@ func BenchmarkReconcile(b *testing.B) {
 			b.StartTimer()
 		}
 	})
-}
-
-// residentBytes is VmRSS of proc_pid_status(5): unlike the Go heap's size it
-// holds SQLite's own memory too.
-func residentBytes(t *testing.T) int64 {
-	t.Helper()
-	b, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(b), "VmRSS:")
-	kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib << 10
 }
 
 // BenchmarkLogs is how fast the lines of a guest that never ends get from its
