@@ -95,7 +95,7 @@ func enterLoop(vm *row.VM, streak int, why string) []api.Event {
 func applyRestarts(vm *row.VM, s *wire.Status) []api.Event {
 	vm.NextStartAt = nil
 	if s.Workload == wire.WorkloadBackoff && s.RetryAt != nil {
-		at := s.RetryAt.UTC()
+		at := guestTime(*s.RetryAt)
 		vm.NextStartAt = &at
 	}
 	why := "the workload ended"
@@ -109,6 +109,15 @@ func applyRestarts(vm *row.VM, s *wire.Status) []api.Event {
 		evs = append(evs, api.Event{Type: api.EventVMRestarted, Message: fmt.Sprintf("%s, and was started again (restart %d)", why, vm.RestartCount)})
 	}
 	return append(evs, enterLoop(vm, s.Streak, why)...)
+}
+
+// guestTime is a time that a guest tells. What it tells may be beyond what JSON
+// can hold (RFC 3339, section 5.6: years of four digits), and is then the zero time.
+func guestTime(t time.Time) time.Time {
+	if t = t.UTC(); t.Year() < 1 || t.Year() > 9999 {
+		return time.Time{}
+	}
+	return t
 }
 
 // steadyIn is how long a running VM has to run on before its earlier ends are

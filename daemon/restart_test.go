@@ -106,6 +106,27 @@ func TestRestartsAreCounted(t *testing.T) {
 	}
 }
 
+// TestGuestTime has a guest whose clock is beyond what a row can hold.
+func TestGuestTime(t *testing.T) {
+	w := newWorld(t)
+	d := w.start(options{})
+	d.equip()
+	vm := d.restarting("web", "serve", "always")
+	d.must("web", api.WaitHealthy)
+	late, err := time.Parse(time.RFC3339, "9999-12-31T23:59:59-23:00")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.guest(vm.ID).set(func(s *wire.Status) {
+		s.Workload, s.RetryAt, s.Restarts = wire.WorkloadBackoff, &late, -7
+		s.Exit = &wire.WorkloadExit{Code: 9, Time: late}
+	})
+	got := d.eventually("web", "in backoff", func(vm row.VM) bool { return vm.Exit != nil })
+	if !got.Exit.Time.IsZero() || got.NextStartAt == nil || !got.NextStartAt.IsZero() || got.RestartCount != 0 {
+		t.Errorf("exit %+v, next start %v, %d restarts", got.Exit, got.NextStartAt, got.RestartCount)
+	}
+}
+
 // TestCrashLoop has a VM crash again and again, and then run.
 func TestCrashLoop(t *testing.T) {
 	w := newWorld(t)

@@ -547,7 +547,7 @@ func (w *worker) running(ctx context.Context, vm *row.VM, r report) error {
 func applyStatus(vm *row.VM, r report) []api.Event {
 	vm.AgentUp = r.up
 	if e := r.status.Exit; e != nil {
-		vm.Exit = &api.VMExit{Code: e.Code, Signal: clip(e.Signal, 32), OOMKilled: e.OOMKilled, Time: e.Time.UTC()}
+		vm.Exit = &api.VMExit{Code: e.Code, Signal: clip(e.Signal, 32), OOMKilled: e.OOMKilled, Time: guestTime(e.Time)}
 	}
 	return append(applyRestarts(vm, &r.status), setHealth(vm, healthOf(vm, &r.status))...)
 }

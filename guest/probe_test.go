@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,6 +46,34 @@ func TestExecProbe(t *testing.T) {
 				t.Errorf("probe says too much: %v", err)
 			}
 		})
+	}
+}
+
+// unkillable are processes that never end.
+type unkillable struct {
+	Processes
+	spawned int
+}
+
+func (u *unkillable) Spawn(Process) (int, error)             { u.spawned++; return 1 << 22, nil }
+func (u *unkillable) Kill(int, syscall.Signal) error         { return nil }
+func (u *unkillable) Wait() (int, syscall.WaitStatus, error) { return 0, 0, nil }
+
+// TestExecProbeStuck has a probe that the kernel cannot end: it is not joined by
+// another.
+func TestExecProbeStuck(t *testing.T) {
+	t.Parallel() // it waits for killTimeout
+	w := newTestWorkload(t, "exit 0", nil)
+	stuck := &unkillable{}
+	w.reaper = newReaper(stuck, discardLog())
+	ask := w.newExecProbe(wire.Health{Exec: []string{"sh"}, Timeout: time.Millisecond})
+	for range 3 {
+		if err := ask(t.Context()); err == nil || !strings.Contains(err.Error(), `"sh" cannot be killed`) {
+			t.Errorf("probe = %v", err)
+		}
+	}
+	if stuck.spawned != 1 {
+		t.Errorf("%d commands were started, want 1", stuck.spawned)
 	}
 }
 
