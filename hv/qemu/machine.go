@@ -50,7 +50,7 @@ type machine struct {
 	over    chan struct{} // closed by supervise when it returns
 
 	detach sync.Once
-	saving sync.Mutex // held through Snapshot, and through Resume
+	saving sync.RWMutex // held through Snapshot, and for reading through Resume
 
 	mu     sync.Mutex
 	begun  bool          // guarded by mu; the first cont has been answered
@@ -428,10 +428,10 @@ func (m *machine) Pause(ctx context.Context) error {
 
 // Resume implements hv.VM.
 func (m *machine) Resume(ctx context.Context) error {
-	if !m.saving.TryLock() {
+	if !m.saving.TryRLock() {
 		return m.wrap(ctx, "resume", errors.New("a snapshot is being taken"))
 	}
-	defer m.saving.Unlock()
+	defer m.saving.RUnlock()
 	err := m.move(ctx, "resume", "cont", hv.StatePaused, hv.StateRunning)
 	if err != nil && strings.Contains(err.Error(), "Failed to get ") {
 		err = fmt.Errorf("%w: another machine has it: %w", hv.ErrDiskInUse, err)

@@ -73,7 +73,36 @@ func TestProbe(t *testing.T) {
 			if f.caps.Version != test.version || f.sandbox != test.sandbox || f.caps.Accel != hv.AccelTCG || !strings.Contains(f.caps.Notice, "not isolated by hardware") {
 				t.Errorf("probe() = %+v, want version %s, sandbox %v", f, test.version, test.sandbox)
 			}
+			// What it says it has, and nothing of what microvm has not.
+			if c := f.caps; !c.Snapshot || !c.Template || !c.Balloon || c.Share || c.Pmem || c.Device || c.PlugDisk || c.PlugNIC || c.ResizeCPU || c.ResizeMemory || c.OnDemand {
+				t.Errorf("capabilities = %+v, want snapshots, templates and a balloon", c)
+			}
+			if f.pkg != test.version+" x" || f.readonlyFile {
+				t.Errorf("package = %q, files below private memory %v, want %q, false", f.pkg, f.readonlyFile, test.version+" x")
+			}
 		})
+	}
+}
+
+func TestInterview(t *testing.T) {
+	for name, c := range map[string]struct {
+		out  string
+		want bool // the property rom of memory files
+		fail bool
+	}{
+		"8.2":        {`{"QMP": {"version": {}}}` + "\n" + `{"id": "memory-backend-file", "return": [{"name": "rom", "type": "OnOffAuto"}]}`, true, false},
+		"7.2":        {`{"QMP": {"version": {}}}` + "\n" + `{"id": "memory-backend-file", "return": [{"name": "readonly"}]}`, false, false},
+		"other type": {`{"QMP": {"version": {}}}` + "\n" + `{"id": "vhost-user-fs-device", "return": [{"name": "rom"}]}`, false, false},
+		"refused":    {`{"QMP": {"version": {}}}` + "\n" + `{"id": "memory-backend-file", "error": {"class": "GenericError"}}`, false, false},
+		"odd":        {`{"QMP": {"version": {}}}` + "\n" + `{"id": "memory-backend-file", "return": {"name": "rom"}}`, false, false},
+		"no id":      {`{"QMP": {"version": {}}}` + "\n" + `{"return": [{"name": "rom"}]}`, false, false},
+		"cut":        {`{"QMP": {"version": {}}}` + "\n" + `{"id": "memo`, false, true},
+		"silent":     {``, false, true},
+	} {
+		a, err := parseInterview([]byte(c.out))
+		if (err != nil) != c.fail || err == nil && a.has(askMemoryFile, "rom") != c.want {
+			t.Errorf("%s: parseInterview() = %+v, %v, want %v", name, a, err, c.want)
+		}
 	}
 }
 
