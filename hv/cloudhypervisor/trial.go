@@ -16,7 +16,9 @@ import (
 const (
 	// trialTimeout bounds a trial machine, which is done in 40 ms.
 	trialTimeout = 20 * time.Second
-	trialMiB     = 64
+	// restoreTimeout bounds each restore of it, so that the next can be tried.
+	restoreTimeout = 6 * time.Second
+	trialMiB       = 64
 	// trialText is what only a guest that runs can have said.
 	trialText = "volant: the trial machine runs\n"
 )
@@ -89,16 +91,22 @@ func (d *Driver) trialRestore(ctx context.Context, f *findings, base string, s h
 		if spec, err = trialSpec(base, fmt.Sprintf("restored-%t", demand)); err != nil {
 			return err
 		}
-		var m *machine
-		if m, err = d.restore(ctx, spec, &able, s, hv.RestoreOptions{OnDemand: demand}); err == nil {
-			err = finishTrial(ctx, m, spec)
-		}
-		if err == nil {
+		if err = d.tryRestore(ctx, spec, &able, s, hv.RestoreOptions{OnDemand: demand}); err == nil {
 			f.caps.Snapshot, f.caps.Template, f.caps.OnDemand = true, true, demand
 			return nil
 		}
 	}
 	return err
+}
+
+func (d *Driver) tryRestore(ctx context.Context, spec *hv.Spec, f *findings, s hv.Snapshot, o hv.RestoreOptions) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, fmt.Errorf("what was restored did not end in %v: %w", restoreTimeout, context.DeadlineExceeded))
+	defer cancel()
+	m, err := d.restore(ctx, spec, f, s, o)
+	if err != nil {
+		return err
+	}
+	return finishTrial(ctx, m, spec)
 }
 
 // finishTrial has a trial machine, paused or not, say its text and power off.
