@@ -23,6 +23,7 @@
 #include <linux/magic.h>
 #include <linux/mount.h>
 #include <linux/reboot.h>
+#include <linux/sysinfo.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -32,6 +33,7 @@
 #define MODULES "/lib/modules/volant/" /* wire.ModulesDir */
 #define WAIT_MS 30000 /* for a disk to appear whose driver is slow; most are there before process 1 */
 #define READ_AHEAD (1 << 20) /* bytes */
+#define SMALL (64ul << 20)   /* bytes of memory, those of the kernel left out */
 #define MAX_VALUE 64  /* bytes of the parameter: a serial has 20 at most */
 
 #if !defined(__x86_64__)
@@ -293,14 +295,34 @@ static void await(const char *disk, char *path)
 
 /*
  * Has more read at once than the kernel's 128 KiB: starting kestrel touches its file all over, and each request wakes the VMM, which
- * costs more than what it copies. It took 180 requests, and takes 30. Where it cannot be had, it takes longer.
+ * costs more than what it copies. It took 180 requests, and takes 30. Where it cannot be had, it takes longer. A guest with little
+ * memory would only have to give up other pages for it.
  */
 static void read_ahead(const char *device)
 {
-	long fd = sys(__NR_open, (long)device, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+	struct sysinfo si = { 0 };
+	long fd;
 
+	sys(__NR_sysinfo, (long)&si, 0, 0, 0, 0);
+	if (si.totalram * si.mem_unit < SMALL)
+		return;
+	fd = sys(__NR_open, (long)device, O_RDONLY | O_CLOEXEC, 0, 0, 0);
 	if (fd >= 0) {
 		sys(__NR_ioctl, fd, BLKRASET, READ_AHEAD / 512, 0, 0);
+		sys(__NR_close, fd, 0, 0, 0, 0);
+	}
+}
+
+/*
+ * Lets programs have address space that they may never touch. A Go program has 34 MB of it from its start, for a map of its heap; of
+ * a machine with less memory than that the kernel would refuse it, and kill the program before its first instruction.
+ */
+static void overcommit(void)
+{
+	long fd = sys(__NR_open, (long)"/proc/sys/vm/overcommit_memory", O_WRONLY | O_CLOEXEC, 0, 0, 0);
+
+	if (fd >= 0) {
+		sys(__NR_write, fd, (long)"1", 1, 0, 0);
 		sys(__NR_close, fd, 0, 0, 0, 0);
 	}
 }
@@ -356,6 +378,7 @@ __attribute__((used, noreturn)) void run(long *stack)
 	if (fd < 0)
 		fail("mount the agent's disk ", device, fd);
 
+	overcommit();
 	for (; *env && n < (long)(sizeof(envp) / sizeof(*envp)) - 2; env++)
 		envp[n++] = *env;
 	p = put_number(put(starts, STARTS), began);
