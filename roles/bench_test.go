@@ -1,9 +1,7 @@
 package roles_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -30,7 +28,7 @@ func TestBudgets(t *testing.T) {
 	for _, m := range []struct {
 		name    string
 		measure func(*testing.T) []budget.Line
-	}{{"binary", benchBinary}, {"version", benchVersion}, {"initramfs", benchInitramfs}, {"api", benchAPI}, {"ready", benchReady}, {"exec", benchExec}, {"logs", benchLogs}, {"images", benchImages}} {
+	}{{"binary", benchBinary}, {"version", benchVersion}, {"initramfs", benchInitramfs}, {"api", benchAPI}, {"shim", benchShim}, {"ready", benchReady}, {"ten", benchTen}, {"exec", benchExec}, {"logs", benchLogs}, {"images", benchImages}} {
 		t.Run(m.name, func(t *testing.T) { all = append(all, m.measure(t)...) })
 	}
 	budget.Print(t, all...)
@@ -200,26 +198,6 @@ func (h *host) client() *client.Client {
 	return c
 }
 
-// benchReady compares an appliance, from the request to the answer through its
-// address, with a bare C /init that answers HTTP: same kernel, same VMM, same
-// devices, no Volant. Runs are interleaved.
-func benchReady(t *testing.T) []budget.Line {
-	h := newHost(t)
-	h.start()
-	h.install()
-	bare := newBareGuest(t, h)
-	var base, ours []time.Duration
-	for i := range 8 {
-		b, o := bare.boot(), readyAfterCreate(t, h, api.VMCreate{Name: "bench", Plugin: "hello"}, "8080")
-		if i > 0 { // the first of each warms caches
-			base, ours = append(base, b), append(ours, o)
-		}
-	}
-	ready := budget.Ratio("appliance-ready", 1.25, ours, base, "vms create to the workload's answer ÷ bare C init")
-	ready.Open = "the agent leaves the initramfs"
-	return []budget.Line{ready}
-}
-
 // readyAfterCreate creates a VM over the API and returns the time until its
 // workload answered.
 func readyAfterCreate(t *testing.T, h *host, req api.VMCreate, port string) time.Duration {
@@ -290,113 +268,4 @@ func waitHTTP(t *testing.T, addr string) {
 		}
 	}
 	t.Fatalf("%s did not answer within a minute", addr)
-}
-
-// bareGuest boots testdata/bareinit with the command line of a real VM of
-// Volant's, but for the initramfs.
-type bareGuest struct {
-	t    *testing.T
-	argv []string
-}
-
-const bareAddr, bareTap = "192.168.127.250", "vtbare"
-
-// newBareGuest takes the machine of a VM of plugin hello that was created with
-// flags.
-func newBareGuest(t *testing.T, h *host, flags ...string) *bareGuest {
-	dir := t.TempDir()
-	root := filepath.Join(dir, "root")
-	if err := os.Mkdir(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, argv := range [][]string{
-		{"gcc", "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
-			"-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-s", "-o", filepath.Join(root, "init"), "../testdata/bareinit/init.c"},
-		{"sh", "-ec", "cd " + root + " && echo init | cpio -o -H newc --quiet > ../bare.cpio"},
-	} {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", argv, err, out)
-		}
-	}
-
-	// The machine that Volant makes, as it runs it.
-	h.volar(append([]string{"vms", "create", "model", "--plugin", "hello", "--wait=healthy"}, flags...)...)
-	vm := h.vm("model")
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", vm.PID))
-	if err != nil {
-		t.Fatal(err)
-	}
-	dirs, err := filepath.Glob(filepath.Join(h.dir, "run/vms/*/*"))
-	if err != nil || len(dirs) != 1 {
-		t.Fatalf("run directories = %v, %v; want one", dirs, err)
-	}
-	var list []struct {
-		Name string `json:"ifname"`
-	}
-	out, err := exec.Command("ip", "-j", "tuntap", "list").Output()
-	if err != nil || json.Unmarshal(out, &list) != nil || len(list) != 1 {
-		t.Fatalf("ip tuntap list = %s, %v; want one", out, err)
-	}
-	h.volar("vms", "delete", "model")
-
-	b := &bareGuest{t: t}
-	replace := strings.NewReplacer(dirs[0], dir, list[0].Name, bareTap)
-	args := strings.Split(string(bytes.TrimRight(line, "\x00")), "\x00")
-	for i, arg := range args {
-		switch {
-		case arg == "-S": // no daemon will let it go on
-		case i > 0 && args[i-1] == "-initrd":
-			b.argv = append(b.argv, filepath.Join(dir, "bare.cpio"))
-		case i > 0 && args[i-1] == "-append":
-			b.argv = append(b.argv, arg+" bare.ip="+bareAddr+"/24")
-		default:
-			b.argv = append(b.argv, replace.Replace(arg))
-		}
-	}
-	// The boot configuration's disk is attached, though nobody reads it.
-	disks, _ := filepath.Glob(filepath.Join(dir, "*.img"))
-	if len(disks) == 0 {
-		for _, arg := range b.argv {
-			if _, file, ok := strings.Cut(arg, "file="+dir+"/"); ok {
-				name, _, _ := strings.Cut(file, ",")
-				if err := os.WriteFile(filepath.Join(dir, name), make([]byte, 4096), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-	}
-	t.Cleanup(func() { exec.Command("ip", "link", "del", bareTap).Run() })
-	for _, argv := range [][]string{
-		{"ip", "tuntap", "add", bareTap, "mode", "tap", "vnet_hdr"},
-		{"ip", "link", "set", bareTap, "master", "vbr0", "up"},
-		// As Volant pins its guests' entries: else the baseline would wait for the host's ARP timer.
-		{"ip", "neigh", "replace", bareAddr, "lladdr", vm.MACAddress, "dev", "vbr0", "nud", "permanent"},
-	} {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", argv, err, out)
-		}
-	}
-	return b
-}
-
-// boot runs the guest once and returns the time from the VMM's start to the
-// answer.
-func (b *bareGuest) boot() time.Duration {
-	b.t.Helper()
-	cmd := exec.Command(b.argv[0], b.argv[1:]...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	start := time.Now()
-	if err := cmd.Start(); err != nil {
-		b.t.Fatal(err)
-	}
-	defer func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if b.t.Failed() {
-			b.t.Logf("the VMM said: %s\n%v", out.String(), b.argv)
-		}
-	}()
-	waitHTTP(b.t, bareAddr+":8080")
-	return time.Since(start)
 }

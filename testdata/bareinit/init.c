@@ -3,8 +3,11 @@
  * by the time this takes with the same kernel, VMM and bridge, so what is left is Volant's own share.
  *
  * It takes its address from the kernel parameter bare.ip=A.B.C.D/LEN, gives it to eth0, prints "bare: ready" on the console
- * and answers whatever is sent to TCP port 8080 with "bare\n". SIGTERM powers the machine off, and so does any failure, after a
+ * and answers whatever is sent to TCP port 8080 with the guest's /proc/meminfo. SIGTERM powers the machine off, and so does any failure, after a
  * line that says which. Virtio-net and the transport must be built into the kernel: it loads no modules.
+ *
+ * As a Volant guest's workload the same program serves the same answer: "init serve" does that and nothing else, and ends on
+ * SIGTERM. So the two differ in what brought them up alone.
  *
  * It is linked with no C library, and needs only the headers of one (libc6-dev):
  *
@@ -42,7 +45,7 @@ static long sys(long n, long a, long b, long c, long d, long e)
 	return ret;
 }
 /* The kernel enters with the stack aligned to 16; a C function expects it 8 off, as after a call. */
-__asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tcall run\n\thlt\n");
+__asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tmov (%rsp),%rdi\n\tcall run\n\thlt\n");
 #elif defined(__aarch64__)
 static long sys(long n, long a, long b, long c, long d, long e)
 {
@@ -56,7 +59,7 @@ static long sys(long n, long a, long b, long c, long d, long e)
 	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
 	return x0;
 }
-__asm__(".globl _start\n_start:\n\tbl run\n\tbrk 1\n");
+__asm__(".globl _start\n_start:\n\tldr x0,[sp]\n\tbl run\n\tbrk 1\n");
 #else
 #error "bareinit: amd64 and arm64 only"
 #endif
@@ -103,12 +106,16 @@ static __attribute__((noreturn)) void power_off(void)
 		sys(__NR_sched_yield, 0, 0, 0, 0, 0);
 }
 
+static int workload; /* not process 1 */
+
 static long check(long ret, const char *what)
 {
 	if (ret < 0) {
 		say("bare: cannot ");
 		say(what);
 		say("\n");
+		while (workload)
+			sys(__NR_exit_group, 1, 0, 0, 0, 0);
 		power_off();
 	}
 	return ret;
@@ -213,9 +220,9 @@ static void network_up(unsigned ip, unsigned mask)
 /* Reads up to the empty line that ends the request's head, so that closing does not reset the connection, and answers. */
 static void answer(long c)
 {
-	static const char reply[] = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nbare\n";
+	static const char head[] = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n";
 	char b[4096];
-	long n, got = 0;
+	long n, got = 0, fd;
 	struct pollfd p = { c, POLLIN, 0 };
 	struct timespec t = { WAIT_MS / 1000, 0 };
 
@@ -227,40 +234,27 @@ static void answer(long c)
 		if (got >= 4 && b[got - 4] == '\r' && b[got - 3] == '\n' && b[got - 2] == '\r' && b[got - 1] == '\n')
 			break;
 	}
-	sys(__NR_write, c, (long)reply, sizeof(reply) - 1, 0, 0);
+	memcpy(b, head, sizeof(head) - 1);
+	got = sizeof(head) - 1;
+	fd = sys(__NR_openat, AT_FDCWD, (long)"/proc/meminfo", O_RDONLY, 0, 0);
+	n = sys(__NR_read, fd, (long)(b + got), sizeof(b) - got, 0, 0);
+	sys(__NR_close, fd, 0, 0, 0, 0);
+	sys(__NR_write, c, (long)b, got + (n > 0 ? n : 0), 0, 0);
 	sys(__NR_close, c, 0, 0, 0, 0);
 }
 
-__attribute__((used, noreturn)) void run(void)
+/* Answers until SIGTERM. */
+static void serve(void)
 {
-	struct statfs root;
-	char line[4096];
-	unsigned ip = 0, mask = 0;
 	unsigned long terminate = 1ul << (SIGTERM - 1);
-	struct sockaddr_in here;
+	struct sockaddr_in here = inet(0, PORT);
 	struct pollfd fds[2];
-	long fd, n, c;
-
-	if (sys(__NR_getpid, 0, 0, 0, 0, 0) != 1 || sys(__NR_statfs, (long)"/", (long)&root, 0, 0, 0) < 0 ||
-	    (root.f_type != RAMFS_MAGIC && root.f_type != TMPFS_MAGIC)) {
-		say("bare: only runs as process 1 of an initramfs\n");
-		for (;;)
-			sys(__NR_exit_group, 1, 0, 0, 0, 0);
-	}
-
-	sys(__NR_mkdirat, AT_FDCWD, (long)"/proc", 0555, 0, 0);
-	check(sys(__NR_mount, (long)"proc", (long)"/proc", (long)"proc", 0, 0), "mount /proc");
-	fd = check(sys(__NR_openat, AT_FDCWD, (long)"/proc/cmdline", O_RDONLY, 0, 0), "open /proc/cmdline");
-	n = check(sys(__NR_read, fd, (long)line, sizeof(line) - 1, 0, 0), "read /proc/cmdline");
-	sys(__NR_close, fd, 0, 0, 0, 0);
-	line[n] = 0;
-	check(address(line, &ip, &mask), "find bare.ip=A.B.C.D/LEN on the kernel command line");
-	network_up(ip, mask);
+	long c, on = 1;
 
 	check(sys(__NR_rt_sigprocmask, SIG_BLOCK, (long)&terminate, 0, sizeof(terminate), 0), "block SIGTERM");
 	fds[1].fd = check(sys(__NR_signalfd4, -1, (long)&terminate, sizeof(terminate), 0, 0), "open a signalfd");
 	fds[0].fd = check(sys(__NR_socket, AF_INET, SOCK_STREAM, 0, 0, 0), "open a socket");
-	here = inet(0, PORT);
+	sys(__NR_setsockopt, fds[0].fd, SOL_SOCKET, SO_REUSEADDR, (long)&on, sizeof(int));
 	check(sys(__NR_bind, fds[0].fd, (long)&here, sizeof(here), 0, 0), "bind port 8080");
 	check(sys(__NR_listen, fds[0].fd, 128, 0, 0, 0), "listen");
 	say("bare: ready\n");
@@ -271,11 +265,47 @@ __attribute__((used, noreturn)) void run(void)
 		if (sys(__NR_ppoll, (long)fds, 2, 0, 0, 0) <= 0)
 			continue;
 		if (fds[1].revents)
-			power_off();
+			return;
 		if (!fds[0].revents)
 			continue;
 		c = sys(__NR_accept4, fds[0].fd, 0, 0, 0, 0);
 		if (c >= 0)
 			answer(c);
 	}
+}
+
+static __attribute__((noreturn)) void leave(int status)
+{
+	for (;;)
+		sys(__NR_exit_group, status, 0, 0, 0, 0);
+}
+
+__attribute__((used, noreturn)) void run(long argc)
+{
+	struct statfs root;
+	char line[4096];
+	unsigned ip = 0, mask = 0;
+	long fd, n;
+
+	if (argc > 1) { /* a workload: the machine is another's */
+		workload = 1;
+		serve();
+		leave(0);
+	}
+	if (sys(__NR_getpid, 0, 0, 0, 0, 0) != 1 || sys(__NR_statfs, (long)"/", (long)&root, 0, 0, 0) < 0 ||
+	    (root.f_type != RAMFS_MAGIC && root.f_type != TMPFS_MAGIC)) {
+		say("bare: only runs as process 1 of an initramfs\n");
+		leave(1);
+	}
+
+	sys(__NR_mkdirat, AT_FDCWD, (long)"/proc", 0555, 0, 0);
+	check(sys(__NR_mount, (long)"proc", (long)"/proc", (long)"proc", 0, 0), "mount /proc");
+	fd = check(sys(__NR_openat, AT_FDCWD, (long)"/proc/cmdline", O_RDONLY, 0, 0), "open /proc/cmdline");
+	n = check(sys(__NR_read, fd, (long)line, sizeof(line) - 1, 0, 0), "read /proc/cmdline");
+	sys(__NR_close, fd, 0, 0, 0, 0);
+	line[n] = 0;
+	check(address(line, &ip, &mask), "find bare.ip=A.B.C.D/LEN on the kernel command line");
+	network_up(ip, mask);
+	serve();
+	power_off();
 }

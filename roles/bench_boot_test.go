@@ -1,0 +1,313 @@
+package roles_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/volantvm/volant/client"
+	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/guest/shim"
+	"github.com/volantvm/volant/testdata/budget"
+)
+
+// benchShim is what Volant puts into an initramfs.
+func benchShim(*testing.T) []budget.Line {
+	return []budget.Line{{Name: "shim-size", Value: float64(len(shim.Binary())) / 1024, Limit: shim.MaxSize / 1024, Unit: "K", How: "KiB of program in every initramfs"}}
+}
+
+// benchReady compares an appliance, from the request to the answer through its
+// address, with a bare guest of the same program as /init: same kernel, same VMM,
+// same devices, no Volant. Runs are interleaved. It compares their memory too.
+func benchReady(t *testing.T) []budget.Line {
+	h := newHost(t)
+	h.start()
+	h.install()
+	installBare(t, h)
+	bare := newBareGuests(t, h, 1, "--plugin", "bare")[0]
+	var base, ours []time.Duration
+	for i := range 8 {
+		b, o := bare.boot(), readyAfterCreate(t, h, api.VMCreate{Name: "bench", Plugin: "bare"}, "8080")
+		if i > 0 { // the first of each warms caches
+			base, ours = append(base, b), append(ours, o)
+		}
+	}
+	free := bare.during(func() float64 { return available(t, bare.addr) })
+	h.volar("vms", "create", "bench", "--plugin", "bare", "--wait=healthy")
+	time.Sleep(3 * time.Second) // it has to become idle
+	left := available(t, h.vm("bench").IPAddress)
+	h.volar("vms", "delete", "bench", "--force")
+	ready := budget.Ratio("appliance-ready", 1.25, ours, base, "vms create to the workload's answer ÷ the same program as /init")
+	ready.Open = translated
+	return []budget.Line{ready, {
+		Name: "guest-memory", Value: (free - left) / 1024, Limit: 12, Unit: "M",
+		How: fmt.Sprintf("MiB less available to an idle guest of 128 than without Volant: %.1f instead of %.1f", left/1024, free/1024),
+	}}
+}
+
+// translated is what a boot under emulation spends its time on: each piece of
+// code that is executed for the first time. kestrel's start is a third of that.
+const translated = "fewer lines of Go come before the workload, or a processor runs them"
+
+// benchTen starts ten appliances at once, and ten bare guests.
+func benchTen(t *testing.T) []budget.Line {
+	h := newHost(t)
+	h.start()
+	h.install()
+	installBare(t, h)
+	const n = 10
+	guests := newBareGuests(t, h, n, "--plugin", "bare")
+	c := h.client()
+	atOnce := func(boot func(i int)) time.Duration {
+		start := time.Now()
+		var wg sync.WaitGroup
+		for i := range n {
+			wg.Go(func() { boot(i) })
+		}
+		wg.Wait()
+		return time.Since(start)
+	}
+	var base, ours []time.Duration
+	for range 3 {
+		ends := make([]func(), n)
+		base = append(base, atOnce(func(i int) { ends[i] = guests[i].start() }))
+		for _, end := range ends {
+			if end != nil { // it failed
+				end()
+			}
+		}
+		ours = append(ours, atOnce(func(i int) {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			defer cancel()
+			vm, err := c.CreateVM(ctx, api.VMCreate{Name: fmt.Sprintf("bench-%d", i), Plugin: "bare"}, client.Wait{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			waitHTTP(t, vm.IPAddress+":8080")
+		}))
+		for i := range n {
+			h.volar("vms", "delete", fmt.Sprintf("bench-%d", i), "--force")
+		}
+	}
+	ten := budget.Ratio("ten-appliances", 1.4, ours, base, "ten at once, vms create to the last answer ÷ ten bare guests at once")
+	ten.Open = translated
+	return []budget.Line{ten}
+}
+
+// available is the memory, in KiB, that a guest says it has left.
+func available(t *testing.T, addr string) float64 {
+	t.Helper()
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Get("http://" + addr + ":8080/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(body)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "MemAvailable:" {
+			if kib, err := strconv.ParseFloat(f[1], 64); err == nil {
+				return kib
+			}
+		}
+	}
+	t.Fatalf("no MemAvailable in %q", body)
+	return 0
+}
+
+// buildBare compiles testdata/bareinit to path.
+func buildBare(t *testing.T, path string) {
+	t.Helper()
+	argv := []string{"gcc", "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
+		"-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-s", "-o", path, "../testdata/bareinit/init.c"}
+	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", argv, err, out)
+	}
+}
+
+// installBare installs the plugin bare, whose workload is the very program that
+// is /init of a bareGuest: what the two take differs by Volant's share alone.
+func installBare(t *testing.T, h *host) {
+	t.Helper()
+	dir := t.TempDir()
+	buildBare(t, filepath.Join(dir, "bare"))
+	recipe := `version = "1"
+strategy = "initramfs"
+[mappings]
+"./bare" = "/usr/bin/bare"
+[manifest]
+name = "bare"
+version = "1"
+[manifest.resources]
+cpu_cores = 1
+memory_mb = 128
+[manifest.workload]
+type = "http"
+entrypoint = ["/usr/bin/bare", "serve"]
+base_url = "http://127.0.0.1:8080"
+[manifest.health_check]
+endpoint = "/"
+timeout_ms = 10000
+`
+	if err := os.WriteFile(filepath.Join(dir, "fledge.toml"), []byte(recipe), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(os.Getenv(envBinary), "fledge", "build", "-c", filepath.Join(dir, "fledge.toml"), "-o", filepath.Join(dir, "bare")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("fledge build: %v\n%s", err, out)
+	}
+	h.volar("plugins", "install", "--manifest", filepath.Join(dir, "bare.manifest.json"))
+}
+
+// bareGuest boots testdata/bareinit with the command line of a real VM of
+// Volant's, but for the initramfs.
+type bareGuest struct {
+	t    *testing.T
+	addr string
+	argv []string
+}
+
+// newBareGuest takes the machine of a VM of plugin hello that was created with
+// flags.
+func newBareGuest(t *testing.T, h *host, flags ...string) *bareGuest {
+	t.Helper()
+	return newBareGuests(t, h, 1, append([]string{"--plugin", "hello"}, flags...)...)[0]
+}
+
+// newBareGuests makes n of them, each with a TAP and an address of its own.
+func newBareGuests(t *testing.T, h *host, n int, flags ...string) []*bareGuest {
+	t.Helper()
+	// The machine that Volant makes, as it runs it.
+	h.volar(append([]string{"vms", "create", "model", "--wait=healthy"}, flags...)...)
+	vm := h.vm("model")
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", vm.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs, err := filepath.Glob(filepath.Join(h.dir, "run/vms/*/*"))
+	if err != nil || len(dirs) != 1 {
+		t.Fatalf("run directories = %v, %v; want one", dirs, err)
+	}
+	h.volar("vms", "delete", "model")
+	args := strings.Split(string(bytes.TrimRight(line, "\x00")), "\x00")
+	var all []*bareGuest
+	for i := range n {
+		replace := func(dir, mac string) *strings.Replacer {
+			return strings.NewReplacer(dirs[0], dir, vm.MACAddress, mac)
+		}
+		all = append(all, newBare(t, i, vm.MACAddress, args, replace))
+	}
+	return all
+}
+
+// newBare makes the i-th guest that runs args, but with a TAP of its own and a
+// directory and MAC address that replace puts in.
+func newBare(t *testing.T, i int, mac string, args []string, replace func(dir, mac string) *strings.Replacer) *bareGuest {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "vb") // short, for the sockets in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	root := filepath.Join(dir, "root")
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	buildBare(t, filepath.Join(root, "init"))
+	if out, err := exec.Command("sh", "-ec", "cd "+root+" && echo init | cpio -o -H newc --quiet > ../bare.cpio").CombinedOutput(); err != nil {
+		t.Fatalf("cpio: %v\n%s", err, out)
+	}
+	tap := fmt.Sprintf("vtbare%d", i)
+	mac = mac[:len(mac)-2] + fmt.Sprintf("%02x", 0xa0+i)
+	b := &bareGuest{t: t, addr: fmt.Sprintf("192.168.127.%d", 250-i)}
+	with := replace(dir, mac)
+	for i, arg := range args {
+		switch {
+		case arg == "-S": // no daemon will let it go on
+		case i > 0 && args[i-1] == "-initrd":
+			b.argv = append(b.argv, filepath.Join(dir, "bare.cpio"))
+		case i > 0 && args[i-1] == "-netdev" && strings.HasPrefix(arg, "tap,id=net0,fd="): // opened by the driver
+			b.argv = append(b.argv, "tap,id=net0,ifname="+tap+",script=no,downscript=no,vhost=off")
+		case i > 0 && args[i-1] == "-append":
+			b.argv = append(b.argv, arg+" bare.ip="+b.addr+"/24")
+		default:
+			b.argv = append(b.argv, with.Replace(arg))
+		}
+	}
+	// The boot configuration's disk is attached, though nobody reads it.
+	disks, _ := filepath.Glob(filepath.Join(dir, "*.img"))
+	if len(disks) == 0 {
+		for _, arg := range b.argv {
+			if _, file, ok := strings.Cut(arg, "file="+dir+"/"); ok {
+				name, _, _ := strings.Cut(file, ",")
+				if err := os.WriteFile(filepath.Join(dir, name), make([]byte, 4096), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	t.Cleanup(func() { exec.Command("ip", "link", "del", tap).Run() })
+	for _, argv := range [][]string{
+		{"ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr"},
+		{"ip", "link", "set", tap, "master", "vbr0", "up"},
+		// As Volant pins its guests' entries: else the baseline would wait for the host's ARP timer.
+		{"ip", "neigh", "replace", b.addr, "lladdr", mac, "dev", "vbr0", "nud", "permanent"},
+	} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, out)
+		}
+	}
+	return b
+}
+
+// boot runs the guest once and returns the time from the VMM's start to the
+// answer.
+func (b *bareGuest) boot() (took time.Duration) {
+	b.t.Helper()
+	start := time.Now()
+	end := b.start()
+	took = time.Since(start)
+	end()
+	return took
+}
+
+// during calls f while the guest runs.
+func (b *bareGuest) during(f func() float64) float64 {
+	b.t.Helper()
+	defer b.start()()
+	return f()
+}
+
+// start runs the guest until it answers; end kills it.
+func (b *bareGuest) start() (end func()) {
+	b.t.Helper()
+	cmd := exec.Command(b.argv[0], b.argv[1:]...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if b.t.Failed() {
+			b.t.Logf("the VMM said: %s\n%v", out.String(), b.argv)
+		}
+	})
+	b.t.Cleanup(end)
+	waitHTTP(b.t, b.addr+":8080")
+	return end
+}
