@@ -97,6 +97,9 @@ type Config struct {
 	HostMemoryMiB    int
 	MemoryOvercommit float64
 	MemoryReserveMiB int
+	// VMMUser is who VMMs run as; nil for whoever runs the daemon. A hypervisor that
+	// cannot is not used then.
+	VMMUser *hv.User
 	// Cgroups keeps VMMs in groups of their own. With nil, and as far as the host
 	// has none to give, VMs run without limits.
 	Cgroups Cgroups

@@ -266,6 +266,9 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	}
 
 	spec.Disks = slices.Concat(agent, config, root, volumes)
+	if err := timed("user", func() error { return d.employ(ctx, &spec, caps) }); err != nil {
+		return nil, err
+	}
 
 	var mach hv.VM
 	if err := timed("launch", func() (err error) {

@@ -13,6 +13,41 @@ import (
 	"github.com/volantvm/volant/client/api"
 )
 
+// TestVMMUser runs a VMM as nobody, with all that a VM has.
+func TestVMMUser(t *testing.T) {
+	h := newHost(t)
+	if err := os.Chmod(h.dir, 0o711); err != nil { // as /var/lib and /run are
+		t.Fatal(err)
+	}
+	h.flags = []string{"--vmm-user", "65534"}
+	h.start()
+	h.install()
+	h.volar("vms", "create", "web", "--plugin", "hello", "--wait=healthy")
+	for range 2 { // with what the first start has left
+		vm := h.vm("web")
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", vm.PID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"Uid:\t65534\t65534\t65534\t65534\n", "Gid:\t65534\t65534\t65534\t65534\n", "CapEff:\t0000000000000000\n"} {
+			if !strings.Contains(string(status), want) {
+				t.Errorf("the VMM lacks %q:\n%s", want, status)
+			}
+		}
+		h.answers(vm.IPAddress)
+		// It can get at what it was given, and at nothing else.
+		for _, path := range []string{"data/state.db", "data/instance", "data/vms/" + vm.ID + "/console.log"} {
+			fi, err := os.Stat(filepath.Join(h.dir, path))
+			if err != nil || fi.Mode()&0o077 != 0 {
+				t.Errorf("%s: %v, %v, want it closed to others", path, fi.Mode(), err)
+			}
+		}
+		h.stop() // another daemon takes it up
+		h.start()
+		h.volar("vms", "restart", "web", "--wait=healthy")
+	}
+}
+
 // TestResources looks after what a real VM has of its host: it is stopped in
 // time and goes on.
 func TestResources(t *testing.T) {

@@ -6,10 +6,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/volantvm/volant/build/oci"
+	"github.com/volantvm/volant/hv"
 )
 
 // Options is what Run needs. Main makes them of flags and environment; tests
@@ -26,6 +28,7 @@ type Options struct {
 	QEMU       string       // path of the binary; empty: looked up in PATH
 	Registry   oci.Registry // how registries of images are spoken to
 	ImageCap   int64        // bytes that images may take; 0 for any amount
+	VMMUser    *hv.User     // who VMMs run as; nil: root
 	// MemoryOvercommit and MemoryReserveMiB are daemon.Config's.
 	MemoryOvercommit float64
 	MemoryReserveMiB int
@@ -51,6 +54,21 @@ type Options struct {
 	AfterCommit func(n int)
 	// Ready is called once when the API answers and every VM is taken up.
 	Ready func()
+}
+
+// parseUser reads an account by its numbers, the group's being the user's unless
+// it is given. Root is refused: that is what there is without.
+func parseUser(s string) (*hv.User, error) {
+	uid, gid, ok := strings.Cut(s, ":")
+	if !ok {
+		gid = uid
+	}
+	u, uerr := strconv.ParseUint(uid, 10, 31)
+	g, gerr := strconv.ParseUint(gid, 10, 31)
+	if uerr != nil || gerr != nil || u == 0 || g == 0 {
+		return nil, fmt.Errorf("--vmm-user: %q is not a user by its number, or user and group, such as 990:36; root is not one", s)
+	}
+	return &hv.User{UID: uint32(u), GID: uint32(g)}, nil
 }
 
 // setNetwork parses the text form of the network's options.

@@ -44,6 +44,7 @@ type grammar struct {
 	Mirrors    []string      `name:"registry-mirror" help:"Ask MIRROR (HOST[:PORT][/PATH]) for images before REGISTRY; may be given several times." env:"VOLANT_REGISTRY_MIRRORS" placeholder:"REGISTRY=MIRROR"`
 	PlainHTTP  []string      `name:"plain-http" help:"Speak to REGISTRY (HOST[:PORT]), which may be a mirror, without TLS; may be given several times." env:"VOLANT_PLAIN_HTTP" placeholder:"REGISTRY"`
 	ImageCap   int64         `name:"image-cap-mb" help:"How much disk space images may take, in MiB, before those used longest ago go, of those that no VM uses; 0 for any amount (default: ${default})." env:"VOLANT_IMAGE_CAP_MB" default:"0" placeholder:"MIB"`
+	VMMUser    string        `name:"vmm-user" help:"Who VMMs run as, as UID or UID:GID, in place of root; /dev/kvm must be open to that group." env:"VOLANT_VMM_USER" placeholder:"UID[:GID]"`
 	Overcommit float64       `name:"memory-overcommit" help:"How many times the memory of this host VMs may be promised, of which the reserve is taken off; 0 for any amount (default: ${default})." env:"VOLANT_MEMORY_OVERCOMMIT" default:"1" placeholder:"FACTOR"`
 	Reserve    int           `name:"memory-reserve-mb" help:"How much memory of this host is never promised to VMs, in MiB (default: ${default})." env:"VOLANT_MEMORY_RESERVE_MB" default:"512" placeholder:"MIB"`
 	Cgroup     string        `help:"Control group below which VMs have theirs, in every hierarchy; none for no groups, and no limits (default: ${default})." env:"VOLANT_CGROUP" default:"volant" placeholder:"NAME"`
@@ -125,6 +126,13 @@ func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 	}
 	if g.Reserve < 0 || g.Reserve > 1<<30 {
 		return opt, fmt.Errorf("--memory-reserve-mb: %d is not a number of MiB", g.Reserve)
+	}
+	if g.VMMUser != "" {
+		user, err := parseUser(g.VMMUser)
+		if err != nil {
+			return opt, err
+		}
+		opt.VMMUser = user
 	}
 	if g.ImageCap < 0 || g.ImageCap > 1<<40 {
 		return opt, fmt.Errorf("--image-cap-mb: %d is not a number of MiB", g.ImageCap)

@@ -21,6 +21,7 @@ import (
 
 	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/hv"
 )
 
 var update = flag.Bool("update", false, "rewrite the generated part of docs/volantd.md")
@@ -296,5 +297,18 @@ func TestNotify(t *testing.T) {
 	_ = ln.SetReadDeadline(time.Now().Add(time.Minute))
 	if n, err := ln.Read(buf); string(buf[:n]) != "READY=1" {
 		t.Errorf("heard %q %v", buf[:n], err)
+	}
+}
+
+func TestParseUser(t *testing.T) {
+	for s, want := range map[string]hv.User{"990": {UID: 990, GID: 990}, "990:36": {UID: 990, GID: 36}} {
+		if got, err := parseUser(s); err != nil || *got != want {
+			t.Errorf("parseUser(%q) = %v, %v, want %v", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"0", "0:0", "5:0", "root", "-1", "5:", ":5", "5:6:7", "4294967296"} {
+		if got, err := parseUser(s); err == nil {
+			t.Errorf("parseUser(%q) = %v, want an error", s, got)
+		}
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/daemon"
 	"github.com/volantvm/volant/daemon/cgroup"
@@ -59,6 +61,16 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	undo = append(undo, claim.Close)
 
+	if opt.VMMUser != nil {
+		// VMMs pass through the data folder: what is in it is root's alone, unless it
+		// is given to them.
+		unix.Umask(0o077)
+		for _, name := range []string{"state.db", "state.db-wal", "state.db-shm"} {
+			if err := os.Chmod(filepath.Join(opt.DataDir, name), 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
 	st, err := store.Open(ctx, filepath.Join(opt.DataDir, databaseFile), store.Options{AfterCommit: opt.AfterCommit})
 	if err != nil {
 		return err
@@ -85,7 +97,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 		Bridge: opt.Bridge, Nameservers: opt.DNS, DataDir: opt.DataDir, RuntimeDir: opt.RuntimeDir, AgentBinary: opt.AgentBinary, AgentImage: agentImage,
 		Version: opt.Version, Listen: "unix:" + ln.Addr().String(), BootTimeout: opt.BootTimeout, Log: opt.Log,
 		Images: images{&opt.Registry}, ImageCap: opt.ImageCap,
-		MemoryOvercommit: opt.MemoryOvercommit, MemoryReserveMiB: opt.MemoryReserveMiB, KeepEvents: opt.KeepEvents, KeepEventsFor: opt.KeepEventsFor,
+		VMMUser: opt.VMMUser, MemoryOvercommit: opt.MemoryOvercommit, MemoryReserveMiB: opt.MemoryReserveMiB, KeepEvents: opt.KeepEvents, KeepEventsFor: opt.KeepEventsFor,
 	}
 	if groups != nil {
 		cfg.Cgroups = groups
