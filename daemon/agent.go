@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -23,6 +24,9 @@ import (
 // Bounds on what a guest can make the host read.
 const (
 	maxAgentAnswer = 1 << 20
+	// maxAgentHeader bounds the header of an answer, the workload's own included,
+	// and all interim answers before it.
+	maxAgentHeader = 64 << 10
 	// maxLogLine holds a wire.LogEntry whose data is all escapes, \u00XX.
 	maxLogLine = 6*wire.MaxLogLine + 1<<10
 	// pollWait is how long a status request waits for news; below the guest's
@@ -43,8 +47,10 @@ func newAgent(link hv.Transport) *agent {
 	return &agent{link: link, rt: &http.Transport{
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return link.Dial(ctx) },
 		DisableCompression: true,
-		MaxIdleConns:       4,
-		IdleConnTimeout:    30 * time.Second,
+		// net/http would take 10 MiB of each answer, and of each connection.
+		MaxResponseHeaderBytes: maxAgentHeader,
+		MaxIdleConns:           4,
+		IdleConnTimeout:        30 * time.Second,
 	}}
 }
 
@@ -222,7 +228,8 @@ func (a *agent) proxy(vm string) http.Handler {
 			r.SetXForwarded()
 		},
 		Transport:     a.rt,
-		FlushInterval: -1, // event streams must not wait for a buffer to fill
+		ErrorLog:      log.New(io.Discard, "", 0), // it is the guest's to say how often
+		FlushInterval: -1,                         // event streams must not wait for a buffer to fill
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			e := api.Errorf(api.CodeUnavailable, "the workload of VM %s does not answer", vm).WithHint("volar vms logs %s shows what it says", vm)
 			b, merr := json.Marshal(api.ErrorBody{Error: *e})
