@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,6 +26,95 @@ func (h *host) becomes(name, what string, ok func(vm api.VM) bool) api.VM {
 		return nil
 	})
 	return vm
+}
+
+// TestMachineFaults does to VMs what can be done to a virtual machine monitor
+// and to a guest, to five of them at once, beside one that must not notice.
+func TestMachineFaults(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	h.installTools(t)
+	names := []string{"bystander", "killed", "ended", "panics", "wedged"}
+	atOnce := func(args func(name string) []string) {
+		t.Helper()
+		var wg sync.WaitGroup
+		results := make([]result, len(names))
+		for i, name := range names {
+			wg.Go(func() { results[i] = h.try(args(name)...) })
+		}
+		wg.Wait()
+		for i, r := range results {
+			if r.code != 0 {
+				t.Fatalf("volar %v: status %d\n%s", args(names[i]), r.code, r.stderr)
+			}
+		}
+	}
+	h.volar("kernels", "import", os.Getenv("VOLANT_TEST_KERNEL_VOLANT"), "--name", "volant") // generic has no sysrq
+	atOnce(func(name string) []string {
+		args := []string{"vms", "create", name, "--plugin", "tools", "--wait=healthy"}
+		if name == "panics" {
+			args = append(args, "--kernel", "volant")
+		}
+		return args
+	})
+	pids := make(map[string]int)
+	for _, name := range names {
+		pids[name] = h.vm(name).PID
+	}
+
+	// PID 1 of a guest takes no signal that it did not ask for.
+	if r := h.try("exec", "bystander", "--", "sh", "-c", "kill -9 1; busybox sleep 1; echo lives"); r.code != 0 || r.stdout != "lives\n" {
+		t.Errorf("kill -9 1 in the guest: %+v", r)
+	}
+	for name, sig := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "ended": syscall.SIGTERM, "wedged": syscall.SIGSTOP} {
+		if err := syscall.Kill(pids[name], sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { syscall.Kill(pids["wedged"], syscall.SIGCONT) })
+	began := time.Now()
+	if r := h.try("exec", "panics", "--", "sh", "-c", "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; busybox sleep 60"); r.code == 0 {
+		t.Errorf("a command in a guest that panics ends with %+v", r)
+	}
+
+	crashed := func(vm api.VM) bool { return vm.Status == api.VMCrashed }
+	if vm := h.becomes("killed", "has crashed", crashed); !strings.Contains(vm.Reason, "ended unexpectedly") || !strings.Contains(vm.Reason, "killed") {
+		t.Errorf("a VMM that was killed: %q", vm.Reason)
+	}
+	// Nobody in the guest, and no operator of ours, asked for that.
+	if vm := h.becomes("ended", "has crashed", crashed); !strings.Contains(vm.Reason, "ended unexpectedly") {
+		t.Errorf("a VMM that was told to end: %q", vm.Reason)
+	}
+	if vm := h.becomes("panics", "has crashed", crashed); !strings.Contains(vm.Reason, "panic") {
+		t.Errorf("a guest that panicked: %q", vm.Reason)
+	}
+
+	// The wedged one holds up nobody else.
+	for range 3 {
+		start := time.Now()
+		if r := h.try("exec", "bystander", "--", "busybox", "echo", "fine"); r.stdout != "fine\n" || time.Since(start) > 20*time.Second {
+			t.Errorf("exec beside a wedged VM: %+v after %v", r, time.Since(start))
+		}
+		h.volar("vms", "list")
+	}
+	start := time.Now()
+	if r := h.try("exec", "wedged", "--", "busybox", "echo", "fine"); r.code == 0 || time.Since(start) > time.Minute {
+		t.Errorf("exec in a wedged VM: %+v after %v", r, time.Since(start))
+	}
+	h.becomes("wedged", "is known to be silent", func(vm api.VM) bool { return vm.Status == api.VMRunning && !vm.AgentUp })
+	t.Logf("a wedged VM was told after %v", time.Since(began).Round(time.Second))
+	start = time.Now()
+	h.volar("vms", "stop", "wedged", "--force")
+	h.becomes("wedged", "is stopped", func(vm api.VM) bool { return vm.Status == api.VMStopped })
+	if took := time.Since(start); took > 30*time.Second {
+		t.Errorf("stopping a wedged VM by force took %v", took)
+	}
+
+	if vm := h.vm("bystander"); vm.Status != api.VMRunning || !vm.Healthy || vm.Incarnation != 1 || vm.PID != pids["bystander"] {
+		t.Errorf("the bystander: %+v", vm)
+	}
+	atOnce(func(name string) []string { return []string{"vms", "delete", name} })
+	h.noLeaks()
 }
 
 // damage overwrites every other page of the database, but not the first.
