@@ -148,11 +148,16 @@ func beginAnew(vm *row.VM) {
 	vm.Tries.Auto, vm.Tries.Streak = false, 0
 }
 
-// pauseBefore is how long to wait before the next start. No clock that jumped
-// makes it longer than the longest pause.
-func (d *Daemon) pauseBefore(vm *row.VM) time.Duration {
+// pauseBefore is how long to wait before the next start. It is counted from the
+// first look on a clock that does not jump: a host's clock that is set back by a
+// day would make a day of it.
+func (w *worker) pauseBefore(vm *row.VM) time.Duration {
 	if vm.NextStartAt == nil {
 		return 0
 	}
-	return min(vm.NextStartAt.Sub(d.cfg.Now()), d.t.restartMax)
+	if !vm.NextStartAt.Equal(w.waitsFor) {
+		w.waitsFor = *vm.NextStartAt
+		w.due = time.Now().Add(min(vm.NextStartAt.Sub(w.d.cfg.Now()), w.d.t.restartMax))
+	}
+	return time.Until(w.due)
 }

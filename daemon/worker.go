@@ -31,6 +31,10 @@ type worker struct {
 	shown    atomic.Pointer[machine] // live, for those who ask for its driver's counters, or whether it is there
 	timeline atomic.Pointer[timeline]
 	reports  pacer // of what the guest has to tell; only the worker's goroutine uses it
+
+	// waitsFor is the VM's next start as it was first seen, and due when that is
+	// on this process's own clock. Only the worker's goroutine uses them.
+	waitsFor, due time.Time
 }
 
 // A guest may report what it likes, as often as it likes, but each report may
@@ -197,7 +201,7 @@ func (w *worker) ended(ctx context.Context, vm *row.VM) error {
 	case api.DesiredAbsent:
 		return w.remove(ctx, vm)
 	case api.DesiredRunning:
-		if pause := w.d.pauseBefore(vm); pause > 0 {
+		if pause := w.pauseBefore(vm); pause > 0 {
 			w.sleep(ctx, pause)
 			return nil // the wish may have changed: look again
 		}
