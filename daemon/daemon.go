@@ -219,6 +219,10 @@ type Daemon struct {
 	// then refer to it, for writing by the collector.
 	blobs sync.RWMutex
 
+	// tapless has the incarnations whose missing tap was told of, by VM id. Only
+	// the tick uses it.
+	tapless map[string]int
+
 	caps capabilities
 
 	ready    chan struct{} // closed when Run has looked at everything once
@@ -294,6 +298,7 @@ func New(cfg Config) (*Daemon, error) {
 		prepared:  make(chan struct{}),
 		stopping:  make(chan struct{}),
 		workers:   make(map[string]*worker),
+		tapless:   make(map[string]int),
 	}
 	if cfg.Network != nil {
 		d.ports = newPorts(cfg.Network)

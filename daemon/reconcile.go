@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/store/row"
 )
 
@@ -117,6 +118,49 @@ func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
 	return len(active), nil
 }
 
+// lookAtTaps tells, once for an incarnation, of VMs that run and whose tap is
+// gone: somebody removed it by hand. Nothing can be done for them but a restart,
+// for their VMM holds the old one.
+func (d *Daemon) lookAtTaps(ctx context.Context) error {
+	if d.cfg.Network == nil {
+		return nil
+	}
+	// The rows first: a tap goes only after its VM's row says that it ends.
+	active, err := d.store.ActiveVMs(ctx)
+	if err != nil {
+		return err
+	}
+	taps, err := d.cfg.Network.Taps(ctx)
+	if err != nil {
+		return err
+	}
+	maps.DeleteFunc(d.tapless, func(id string, _ int) bool {
+		return !slices.ContainsFunc(active, func(vm row.VM) bool { return vm.ID == id })
+	})
+	for i := range active {
+		vm := &active[i]
+		if vm.Vsock || vm.Status != api.VMRunning && vm.Status != api.VMPaused || taps[vm.ID] != "" || d.tapless[vm.ID] == vm.Incarnation {
+			continue
+		}
+		told := false
+		_, err := d.update(ctx, vm.ID, func(now *row.VM) ([]api.Event, error) {
+			if now.Incarnation != vm.Incarnation || now.Status != vm.Status {
+				return nil, nil // it went its own way meanwhile
+			}
+			told = true
+			return []api.Event{{Type: api.EventVMDisconnected, Message: "its network device is gone, and with it its network, until it is restarted"}}, nil
+		})
+		if err != nil && !errors.Is(err, row.ErrNotFound) {
+			return err
+		}
+		if told {
+			d.tapless[vm.ID] = vm.Incarnation
+			d.log.Warn("the network device of a VM that runs is gone: restart the VM", keyVM, vm.ID, keyName, vm.Name)
+		}
+	}
+	return nil
+}
+
 // sweepData wakes a worker for every data directory whose VM is gone. The row
 // goes after the directory, but only the row is synced to disk: when the host
 // loses power the directory can come back.
@@ -164,6 +208,9 @@ func validID(s string) bool {
 // tick does what is done again and again while the daemon runs. Nothing of it
 // is urgent, and a failure is tried again by the next.
 func (d *Daemon) tick(ctx context.Context) {
+	if err := d.lookAtTaps(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("look at taps", keyErr, err)
+	}
 	if _, err := d.lookAtAll(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("look at all VMs", keyErr, err)
 	}

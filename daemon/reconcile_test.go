@@ -324,3 +324,46 @@ func mustPlugin(t *testing.T, d *instance, name string) api.Plugin {
 	}
 	return p
 }
+
+// A tap that somebody removes under a VM that runs is told of, once, and comes
+// back with the next start.
+func TestTapRemoved(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	d := w.start(options{timing: func(t *timing) { t.tick = 10 * time.Millisecond }})
+	d.equip()
+	web := d.create("web", "serve")
+	d.create("other", "serve")
+	d.must("web", api.WaitHealthy)
+	d.must("other", api.WaitHealthy)
+	d.settle()
+	told := func() int {
+		t.Helper()
+		evs, err := d.db.Events(ctx, api.EventFilter{Types: []api.EventType{api.EventVMDisconnected}}, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(evs.Events)
+	}
+	for n := 1; n <= 2; n++ {
+		if err := w.net.RemoveTap(ctx, web.ID); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(patience); told() < n; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("nothing was told")
+			}
+		}
+		time.Sleep(50 * time.Millisecond) // some ticks more
+		if got := told(); got != n {
+			t.Errorf("told %d times, want %d", got, n)
+		}
+		if vm := mustVM(t, d, "web"); vm.Status != api.VMRunning || vm.Incarnation != n {
+			t.Errorf("VM web is %s, incarnation %d", vm.Status, vm.Incarnation)
+		}
+		if _, err := d.RestartVM(ctx, "web", api.VMStop{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		w.checkWorld(d.settle())
+	}
+}

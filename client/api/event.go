@@ -23,7 +23,10 @@ const (
 	EventVMRestarted EventType = "VM_RESTARTED"  // the guest has started the workload again
 	EventVMCrashLoop EventType = "VM_CRASH_LOOP" // it ended again and again, soon after its start
 	EventVMSteady    EventType = "VM_STEADY"     // it has run for a while after that
-	EventVMWaiting   EventType = "VM_WAITING"    // its start waits for another VM
+	// EventVMDisconnected: its network device was removed under it by somebody
+	// else; it has no network until it is started again.
+	EventVMDisconnected EventType = "VM_DISCONNECTED"
+	EventVMWaiting      EventType = "VM_WAITING" // its start waits for another VM
 
 	EventPluginInstalled EventType = "PLUGIN_INSTALLED"
 	EventPluginRemoved   EventType = "PLUGIN_REMOVED"
@@ -47,7 +50,7 @@ const EventsLost EventType = "EVENTS_LOST"
 func EventTypes() []EventType {
 	return []EventType{
 		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMScaled, EventVMStopping,
-		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady, EventVMWaiting,
+		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady, EventVMDisconnected, EventVMWaiting,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,
 		EventImagePulled, EventImageRemoved, EventVolumeCreated, EventVolumeRemoved,
