@@ -42,13 +42,13 @@ const (
 // and then walked without following any link. What belongs to the kernel is
 // neither read nor written.
 type archives struct {
-	sys   Sys
-	ready func() bool // the root is the workload's
+	files func() Files // as the workload sees them
+	ready func() bool  // the root is the workload's
 	slots chan struct{}
 }
 
-func newArchives(sys Sys, ready func() bool) *archives {
-	return &archives{sys: sys, ready: ready, slots: make(chan struct{}, wire.MaxArchives)}
+func newArchives(files func() Files, ready func() bool) *archives {
+	return &archives{files: files, ready: ready, slots: make(chan struct{}, wire.MaxArchives)}
 }
 
 // fileError is an error with a code.
@@ -124,9 +124,9 @@ func (a *archives) find(p string, follow bool) (file, error) {
 	var err error
 	switch {
 	case follow || last == "" || last == "." || last == "..":
-		f.at, err = resolve(a.sys, p)
+		f.at, err = resolve(a.files(), p)
 	default:
-		f.at, err = resolve(a.sys, dir)
+		f.at, err = resolve(a.files(), dir)
 		f.at = path.Join(f.at, last)
 	}
 	if err != nil {
@@ -150,7 +150,7 @@ func names(at string) []string {
 
 // enter walks to a directory.
 func (a *archives) enter(at string, check func(*archive.Dir, string) error) (*archive.Dir, error) {
-	root, err := a.sys.OpenRoot("/")
+	root, err := a.files().OpenRoot("/")
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ type archiveGuest struct {
 
 func newArchiveGuest(t *testing.T) *archiveGuest {
 	g := &archiveGuest{fakeSys: newFakeSys(t), agent: newTestAgent(), ready: true}
-	g.agent.archives = newArchives(g.fakeSys, func() bool { return g.ready })
+	g.agent.archives = newArchives(func() Files { return g.fakeSys }, func() bool { return g.ready })
 	srv := httptest.NewServer(g.agent.handler())
 	t.Cleanup(srv.Close)
 	g.url = srv.URL

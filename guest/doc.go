@@ -63,9 +63,9 @@
 // that it does not handle are ignored, whoever sends them, but for SIGKILL.
 // Orphans are its own to reap, or those of the init that WorkloadConfig.Init puts
 // before it (init.go). Commands and probes join the namespaces (namespace_linux.go)
-// and end with them, while kestrel stays outside: it sees the root as it was made,
-// and not what the workload mounts. The process is made by a fork that goes on in
-// the child (fork_linux.go) since /proc is its own. On an initramfs, the fast path,
+// and end with them, while kestrel stays outside; files are copied as the workload
+// sees them, with what it has mounted. The process is made by a fork that goes on
+// in the child (fork_linux.go) since /proc is its own. On an initramfs, the fast path,
 // there are no such namespaces: kestrel is process 1, and reaps.
 //
 // Changes go to an overlay's upper layer: an ext4 disk that lives as long as

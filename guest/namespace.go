@@ -13,6 +13,7 @@ import (
 type Namespaces struct {
 	mu       sync.RWMutex // held by those who join, against close
 	pid, mnt *os.File     // nil once closed
+	root     Files        // below the root directory of its first process
 }
 
 // errNamespaceGone is why nobody can join.
@@ -26,6 +27,20 @@ func (n *Namespaces) use(f func(pid, mnt int) error) error {
 		return errNamespaceGone
 	}
 	return f(int(n.pid.Fd()), int(n.mnt.Fd()))
+}
+
+// files are those that the namespaces' first process sees; nil when it has ended,
+// and for the guest's own.
+func (n *Namespaces) files() Files {
+	if n == nil {
+		return nil
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.pid == nil {
+		return nil
+	}
+	return n.root
 }
 
 // close lets go of the namespaces, which end when nobody is in them.
@@ -44,7 +59,7 @@ func (n *Namespaces) close() {
 
 // openNamespaces opens those of a process.
 func openNamespaces(files Files, pid int) (*Namespaces, error) {
-	n := new(Namespaces)
+	n := &Namespaces{root: rooted(fmt.Sprintf("/proc/%d/root", pid))}
 	var err error
 	if n.pid, err = files.Open(fmt.Sprintf("/proc/%d/ns/pid", pid), os.O_RDONLY); err != nil {
 		return nil, err

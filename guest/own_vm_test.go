@@ -2,6 +2,8 @@ package guest_test
 
 import (
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -92,4 +94,39 @@ func (m *machine) exec(body string) (string, stdio.ExitStatus) {
 	s := m.open(wire.PathExec, body)
 	exit := s.until("")
 	return s.out.String(), exit
+}
+
+// TestVMSystemInit has an init system for its workload, which refuses to be
+// anything but process 1, mounts over the image, and is stopped by its own signal.
+func TestVMSystemInit(t *testing.T) {
+	buildTestImage(t)
+	tree := imageTree(t)
+	for name, text := range map[string]string{
+		"etc/inittab": "::sysinit:/bin/mount -t tmpfs run /run\n::sysinit:/bin/touch /run/up\n::respawn:/bin/sleep 1000\n::shutdown:/bin/echo the system goes down\n",
+	} {
+		if err := os.WriteFile(filepath.Join(tree, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := rootConfig(wire.UpperMemory, "")
+	cfg.Workload = wire.WorkloadConfig{Args: []string{"init"}, StopSignal: "SIGUSR2", StopTimeout: time.Minute,
+		Health: &wire.Health{Exec: []string{"test", "-e", "/run/up"}, Interval: 300 * time.Millisecond}}
+	m := bootDisks(t, "VOLANT_TEST_KERNEL", encode(t, cfg), erofs(t, tree))
+	m.dial()
+	m.await("healthy", func(st wire.Status) bool { return st.Healthy != nil && *st.Healthy })
+	if out, exit := m.exec(`{"args":["sh","-c","cat /proc/1/comm; ls /run; pidof sleep > /dev/null && kill $(pidof sleep); sleep 2; pidof sleep | wc -w"]}`); exit.Code != 0 || out != "init\nup\n1\n" {
+		t.Errorf("beside the init system a command said %q (%+v)", out, exit)
+	}
+	if code, body := m.request("GET", wire.PathArchive+"?path=/run/up", ""); code != http.StatusOK || !strings.Contains(body, "up") {
+		t.Errorf("what the workload has mounted cannot be copied: %d %.200q", code, body)
+	}
+	attached := m.open(wire.PathAttach, "")
+	if code, body := m.request("POST", wire.PathShutdown, ""); code != http.StatusAccepted {
+		t.Fatalf("POST shutdown = %d %s", code, body)
+	}
+	// reboot(2) in a process namespace ends its process 1 by a signal.
+	if exit := attached.until(""); exit.Signal != "SIGINT" || !strings.Contains(attached.out.String(), "the system goes down") {
+		t.Errorf("it ended by %+v and said %q", exit, attached.out.String())
+	}
+	m.awaitOff()
 }

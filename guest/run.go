@@ -250,7 +250,7 @@ func (k *kestrel) endHub(err error) {
 func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 	a := &agent{
 		hub: k.hub, commands: newCommands(k.sys, k.log, k.reaper, k.resolveExec, k.quit), sessions: new(sessions),
-		archives: newArchives(k.sys, func() bool { return k.workload.Load() != nil }),
+		archives: newArchives(k.files, func() bool { return k.workload.Load() != nil }),
 		log:      k.log, hello: k.hello, wake: k.waker.wake, files: k.sys, status: k.status, ring: k.ring,
 		workload: k.proxy, quit: k.quit,
 		shutdown: func(s wire.Shutdown) {
@@ -299,6 +299,17 @@ func (k *kestrel) resolveExec(e wire.Exec) (Process, error) {
 		return Process{}, errors.New("there is no workload")
 	}
 	return w.resolveExec(e)
+}
+
+// files are the guest's, with what the workload has mounted in its own mount
+// namespace, if it runs in one.
+func (k *kestrel) files() Files {
+	if w := k.workload.Load(); w != nil {
+		if files := w.namespaces.Load().files(); files != nil {
+			return files
+		}
+	}
+	return k.sys
 }
 
 func (k *kestrel) hello() wire.Hello {
