@@ -15,7 +15,8 @@ import (
 // Lend makes whoever the VMM runs as the owner of a directory, for it to write
 // to, until Reclaim.
 func Lend(dir string, pid int) error {
-	fi, err := os.Stat(fmt.Sprintf("/proc/%d/task", pid)) // unlike /proc/PID it is not root's while the process keeps its memory to itself
+	// The directory is its user's whether or not what is in it is (proc_pid(5)).
+	fi, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
 	if err != nil {
 		return err
 	}
