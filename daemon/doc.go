@@ -90,11 +90,23 @@
 // worker of this daemon, since after a reboot rows tell of the time before.
 // A VM with AutoRemove is wished gone in the very transaction that settles it.
 //
+// # What a VM takes of its host
+//
+// A VM that is to run has been promised its memory, in the call that wished so
+// (admit), and keeps the promise until it is settled. Its VMM is in cgroups of
+// its own, made after the intent of the start and removed before the
+// incarnation's directory; what is in them then is ended.
+//
+// A VM is paused, resumed and scaled by wishes like the others: row.VM.WantPaused
+// and CPUCores, MemoryMB beside Has, which is what its machine was given. While a
+// machine stands still its guest is asked nothing (machine.sleep); the first thing
+// that it hears afterwards is what time it is.
+//
 // # Locks
 //
 // Daemon.mu guards the table of workers and is never held across I/O. Only
 // imageJobs.mu is taken before it. ports.mu, bus.mu, timeline.mu, ends.mu and
 // verifiedFiles.mu are leaves. Who holds Daemon.volumes may take Daemon.blobs,
-// not the other way round. Of one VM, only its worker touches machine,
+// not the other way round; so may who holds Daemon.admission. Of one VM, only its worker touches machine,
 // tap and directories.
 package daemon

@@ -685,7 +685,7 @@ func (g *fakeGuest) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.PathHello, func(w http.ResponseWriter, r *http.Request) {
 		s, _, _ := g.get()
-		h := wire.Hello{Protocol: wire.Protocol, Version: "test", VM: g.cfg.VM, Incarnation: g.cfg.Incarnation, Timeline: s.Timeline}
+		h := wire.Hello{Epoch: s.Epoch, Protocol: wire.Protocol, Version: "test", VM: g.cfg.VM, Incarnation: g.cfg.Incarnation, Timeline: s.Timeline}
 		switch g.cfg.Workload.Args[0] {
 		case "/stranger":
 			h.VM = "another"

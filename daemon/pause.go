@@ -249,14 +249,19 @@ func (m *machine) rests(ctx context.Context) bool {
 // tell tells a guest that has stood still what time it is.
 func (m *machine) tell(ctx context.Context) error {
 	m.mu.Lock()
-	n := m.untold
+	n, r := m.untold, m.latest
 	m.mu.Unlock()
 	if n == nil {
 		return nil
 	}
+	// The guest's own epoch: only its clock is to change.
+	w := wire.Wake{Epoch: r.status.Epoch, Time: time.Now()}
+	if r.hello != nil {
+		w.Epoch = max(w.Epoch, r.hello.Epoch)
+	}
 	ctx, cancel := context.WithTimeout(ctx, m.t.call)
 	defer cancel()
-	if err := m.agent.wake(ctx, wire.Wake{Time: time.Now()}); err != nil {
+	if err := m.agent.wake(ctx, w); err != nil {
 		return err
 	}
 	m.set(func(r *report) {

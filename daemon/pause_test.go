@@ -49,7 +49,8 @@ func TestPause(t *testing.T) {
 	d.equip()
 	vm := d.create("web", "serve")
 	d.must("web", api.WaitHealthy)
-	for range 2 { // idempotent
+	w.guest(vm.ID).set(func(s *wire.Status) { s.Epoch = 3 }) // it was restored so often
+	for range 2 {                                            // idempotent
 		if got := d.pause("web"); got.Status != api.VMPaused || got.AgentUp || !got.Healthy {
 			t.Errorf("paused: %+v", got)
 		}
@@ -87,7 +88,7 @@ func TestPause(t *testing.T) {
 		t.Errorf("resumed: %+v", got)
 	}
 	wakes := w.guest(vm.ID).woken()
-	if len(wakes) != 1 || wakes[0].Epoch != 0 || time.Since(wakes[0].Time).Abs() > time.Minute {
+	if len(wakes) != 1 || wakes[0].Epoch != 3 || time.Since(wakes[0].Time).Abs() > time.Minute {
 		t.Errorf("the guest was told %+v, want the time once", wakes)
 	}
 	if _, err := d.ResumeVM(ctx, "web"); err != nil { // idempotent

@@ -353,6 +353,27 @@ func TestTap(t *testing.T) {
 			t.Errorf("tap after the second AddTap: index %d, master %d, flags %x; was %d, %d", b.Index, b.MasterIndex, b.Flags, a.Index, a.MasterIndex)
 		}
 	})
+	t.Run("traffic", func(t *testing.T) {
+		f, err := n.OpenTap(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		_, before, err := n.Traffic(ctx, "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		const header, frame = 10, 600 // struct virtio_net_hdr, and what the guest sends
+		if _, err := f.Write(make([]byte, header+frame)); err != nil {
+			t.Fatal(err)
+		}
+		if received, sent, err := n.Traffic(ctx, "web"); err != nil || sent != before+frame || received < 0 {
+			t.Errorf("Traffic(web) = %d, %d, %v, want %d sent", received, sent, err, before+frame)
+		}
+		if _, _, err := n.Traffic(ctx, "none"); !errors.Is(err, netdev.ErrNoTap) {
+			t.Errorf("Traffic of a VM without tap: %v, want ErrNoTap", err)
+		}
+	})
 	t.Run("list", func(t *testing.T) {
 		if _, err := n.AddTap(ctx, "db"); err != nil {
 			t.Fatal(err)
