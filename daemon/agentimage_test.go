@@ -169,3 +169,20 @@ func TestAgentUpgrade(t *testing.T) {
 	}
 	w.checkWorld(d.settle())
 }
+
+// TestCheckHello takes an agent of another version for what it is, as long as it
+// is understood.
+func TestCheckHello(t *testing.T) {
+	hello := wire.Hello{Version: "of another time", VM: "a", Incarnation: 3}
+	for protocol := wire.MinProtocol - 1; protocol <= wire.Protocol+1; protocol++ {
+		hello.Protocol = protocol
+		want := protocol >= wire.MinProtocol && protocol <= wire.Protocol
+		if err := checkHello(hello, "a", 3); (err == nil) != want {
+			t.Errorf("an agent that speaks %d: %v, want accepted %t", protocol, err, want)
+		}
+	}
+	hello.Protocol = wire.Protocol
+	if checkHello(hello, "b", 3) == nil || checkHello(hello, "a", 4) == nil {
+		t.Error("an agent of another VM or incarnation was accepted")
+	}
+}

@@ -140,6 +140,23 @@ func TestDecodeBootRefuses(t *testing.T) {
 	}
 }
 
+// TestCheckProtocol holds the window: a host understands a guest that was started
+// by the version before, and nobody whom it may misread.
+func TestCheckProtocol(t *testing.T) {
+	if MinProtocol < 1 || MinProtocol > max(1, Protocol-1) {
+		t.Errorf("protocols %d to %d are understood, want the one before %d among them", MinProtocol, Protocol, Protocol)
+	}
+	for n := MinProtocol - 1; n <= Protocol+1; n++ {
+		err := CheckProtocol(n, "0.9")
+		if want := n >= MinProtocol && n <= Protocol; (err == nil) != want {
+			t.Errorf("CheckProtocol(%d) = %v, want understood %t", n, err, want)
+		}
+		if err != nil && (!errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), `"0.9"`)) {
+			t.Errorf("CheckProtocol(%d) = %v, want an ErrProtocol that names the other's version", n, err)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	tests := []struct {
 		field string // the error must name it
