@@ -25,14 +25,17 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/driver"
 
 	"github.com/volantvm/volant/store/row"
@@ -246,8 +249,25 @@ func (s *Store) write(ctx context.Context, fn func(ctx context.Context, tx *sql.
 	return nil
 }
 
-// transact is write without the hook.
+// transact is write without the hooks.
 func (s *Store) transact(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
+	err := s.attempt(ctx, fn)
+	// Where a file cannot grow SQLite says that the disk is full, or that some
+	// input or output failed, as it comes.
+	if errors.Is(err, sqlite3.IOERR) && noRoom(filepath.Dir(s.path)) {
+		return fmt.Errorf("%w: %w", row.ErrFull, err)
+	}
+	return err
+}
+
+// noRoom reports whether the file system of dir is full, but for a few blocks.
+func noRoom(dir string) bool {
+	var st syscall.Statfs_t
+	return syscall.Statfs(dir, &st) == nil && st.Bavail < 16
+}
+
+// attempt is transact that takes SQLite at its word.
+func (s *Store) attempt(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
