@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
 )
 
@@ -216,4 +217,79 @@ func TestReadOnlyData(t *testing.T) {
 	}
 	h.start()
 	h.volar("vms", "list")
+}
+
+// TestDiskFills fills the data folder's disk under VMs that run: they live on,
+// what needs room is refused and leaves nothing, and when there is room again
+// all goes on.
+func TestDiskFills(t *testing.T) {
+	h := newHost(t)
+	data := filepath.Join(h.dir, "data")
+	if err := os.Mkdir(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", data, "tmpfs", 0, "size=256m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // before the host's own: what it deletes is on that disk
+		for _, name := range strings.Fields(h.try("vms", "list", "-o", "name").stdout) {
+			h.try("vms", "delete", name, "--force")
+		}
+		syscall.Unmount(data, syscall.MNT_DETACH)
+	})
+	h.start()
+	h.install()
+	h.volar("vms", "create", "web", "--plugin", "hello", "--wait=healthy")
+	before := h.vm("web")
+
+	ballast := filepath.Join(data, "ballast")
+	f, err := os.Create(ballast)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{1 << 20, 4 << 10} { // to the last page
+		for err = nil; err == nil; {
+			_, err = f.Write(make([]byte, size))
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil && !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+
+	// The database's log may have some room left: until that is used up, what is
+	// accepted is durable.
+	c := h.client()
+	accepted := 0
+	for ; ; accepted++ {
+		_, err := c.CreateVM(t.Context(), api.VMCreate{Name: fmt.Sprintf("full-%d", accepted), Plugin: "hello", Stopped: true}, client.Wait{})
+		if err == nil && accepted < 5000 {
+			continue
+		}
+		if api.CodeOf(err) != api.CodeExhausted || !strings.Contains(err.Error(), "disk") {
+			t.Errorf("create on a full disk = %v, want exhausted, and why", err)
+		}
+		break
+	}
+	if names := strings.Fields(h.volar("vms", "list", "-o", "name")); len(names) != accepted+1 {
+		t.Errorf("%d VMs are known, %d were accepted beside web", len(names), accepted)
+	}
+	h.answers(before.IPAddress)
+	if vm := h.vm("web"); vm.Status != api.VMRunning || !vm.AgentUp {
+		t.Errorf("VM web on a full disk: %+v", vm)
+	}
+	h.kill()
+	h.answers(before.IPAddress)
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	h.becomes("web", "is taken up", func(vm api.VM) bool { return vm.Status == api.VMRunning && vm.Healthy })
+	if vm := h.vm("web"); vm.PID != before.PID || vm.Incarnation != 1 {
+		t.Errorf("VM web after the full disk: %+v", vm)
+	}
+	h.volar("vms", "create", "after", "--plugin", "hello", "--wait=healthy")
+	h.answers(h.vm("after").IPAddress)
 }
