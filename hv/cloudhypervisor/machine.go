@@ -538,10 +538,13 @@ func (m *machine) Counters(ctx context.Context) (map[string]map[string]uint64, e
 func (m *machine) Kill(ctx context.Context) error {
 	m.catchUp() // a guest that has ended by itself was not killed
 	select {
-	case <-m.proc.Done(): // nor was a VMM
-	case <-m.stop:
-		return fmt.Errorf("cloud-hypervisor: kill %s: %w", m.rec.ID, errDetached)
+	case <-m.proc.Done(): // nor was a VMM, detached or not
 	default:
+		select {
+		case <-m.stop:
+			return fmt.Errorf("cloud-hypervisor: kill %s: %w", m.rec.ID, errDetached)
+		default:
+		}
 		m.mu.Lock()
 		m.killed = true
 		m.mu.Unlock()

@@ -385,6 +385,11 @@ func testLife(r *run) {
 	if err := vm.Detach(); err != nil {
 		r.Errorf("Detach after the end: %v", err)
 	}
+	for range 20 { // not only now and then
+		if err := vm.Kill(r.ctx); err != nil {
+			r.Errorf("Kill after the end and Detach: %v", err)
+		}
+	}
 }
 
 // pauseAndResume wants both to be idempotent, and a paused agent to be silent.

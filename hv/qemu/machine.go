@@ -469,11 +469,14 @@ func (m *machine) Kill(ctx context.Context) error {
 	m.killed = true
 	m.mu.Unlock()
 	select {
-	case <-m.proc.Done():
-	case <-m.stop:
-		return m.wrap(ctx, "kill", errDetached)
+	case <-m.proc.Done(): // of an ended machine, detached or not, nothing is left to do
 	default:
-		m.quit(ctx)
+		select {
+		case <-m.stop:
+			return m.wrap(ctx, "kill", errDetached)
+		default:
+			m.quit(ctx)
+		}
 	}
 	select {
 	case <-m.over:
