@@ -117,6 +117,46 @@ func (c *Client) DeleteVM(ctx context.Context, name string, how api.VMStop, w Wa
 	return err
 }
 
+// RenameVM gives a VM another name.
+func (c *Client) RenameVM(ctx context.Context, name, to string) (vm api.VM, err error) {
+	_, err = c.call(ctx, request{method: http.MethodPost, path: vmPath(name, "/rename")}, api.VMRename{Name: to}, &vm)
+	return vm, err
+}
+
+// VMConfig returns a version of a VM's configuration, the newest for 0.
+func (c *Client) VMConfig(ctx context.Context, name string, version int) (v api.VMConfigVersion, err error) {
+	q := url.Values{}
+	setInt(q, "version", uint64(version))
+	_, err = c.call(ctx, request{method: http.MethodGet, path: vmPath(name, "/config"), query: q}, nil, &v)
+	return v, err
+}
+
+// VMConfigHistory returns versions of a VM's configuration, the newest first, at
+// most limit; 0 for all that are kept.
+func (c *Client) VMConfigHistory(ctx context.Context, name string, limit int) (list []api.VMConfigVersion, err error) {
+	q := url.Values{}
+	setInt(q, "limit", uint64(limit))
+	_, err = c.call(ctx, request{method: http.MethodGet, path: vmPath(name, "/config/history"), query: q}, nil, &list)
+	return list, err
+}
+
+// SetVMConfig makes a further version of a VM's configuration. The daemon says
+// itself who asks.
+func (c *Client) SetVMConfig(ctx context.Context, name string, in api.VMConfigChange) (v api.VMConfigVersion, err error) {
+	q := url.Values{}
+	setInt(q, "version", uint64(in.Version))
+	setInt(q, "expect", uint64(in.Expect))
+	if in.Restart {
+		q.Set("restart", "true")
+	}
+	var body any
+	if len(in.Patch) > 0 {
+		body = in.Patch
+	}
+	_, err = c.call(ctx, request{method: http.MethodPatch, path: vmPath(name, "/config"), query: q}, body, &v)
+	return v, err
+}
+
 // VMTimeline returns the steps of the VM's last start.
 func (c *Client) VMTimeline(ctx context.Context, name string) (tl api.Timeline, err error) {
 	_, err = c.call(ctx, request{method: http.MethodGet, path: vmPath(name, "/timeline")}, nil, &tl)

@@ -87,6 +87,58 @@ func crashCases() []crashCase {
 			},
 		},
 		{
+			name:    "configure",
+			op:      "SetVMConfig",
+			prepare: running,
+			act: func(d *instance) {
+				d.SetVMConfig(ctx, "web", api.VMConfigChange{Patch: []byte(`{"memory_mb": 333, "ports": [{"port": 80, "host_port": 8080}], "ttl_seconds": 9000}`), Restart: true})
+			},
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning)
+				v, err := d.VMConfig(ctx, "web", 0)
+				if err != nil || v.Pending || v.Config.MemoryMB != vms[0].MemoryMB || d.w.hv.Machine(vms[0].ID).Spec().MemoryMiB != vms[0].MemoryMB {
+					t.Errorf("version %+v, %v, of VM %+v", v, err, vms[0])
+				}
+				times, err := d.store.Expiries(ctx)
+				if (v.Version == 2) != (vms[0].MemoryMB == 333) || len(times) != v.Version-1 || len(vms[0].Ports) != v.Version-1 || err != nil {
+					t.Errorf("version %d of VM %+v, which ends at %v", v.Version, vms[0], times)
+				}
+			},
+		},
+		{
+			name:    "rename",
+			op:      "RenameVM",
+			prepare: running,
+			act:     func(d *instance) { d.RenameVM(ctx, "web", "front") },
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				one(t, vms, api.VMRunning)
+				if name := vms[0].Name; name != "web" && name != "front" {
+					t.Errorf("it is called %s", name)
+				}
+			},
+		},
+		{
+			name: "expire",
+			prepare: func(d *instance) {
+				d.createFrom(api.VMCreate{Name: "web", Plugin: "serve", TTLSeconds: 9000})
+				d.settle()
+			},
+			act: func(d *instance) {
+				times, err := d.store.Expiries(ctx)
+				if err == nil && len(times) == 1 {
+					d.expireVM(ctx, times[0])
+				}
+			},
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				if len(vms) > 0 {
+					one(t, vms, api.VMRunning)
+				}
+				if times, err := d.store.Expiries(ctx); err != nil || len(times) != len(vms) {
+					t.Errorf("%d VMs, and times %v, %v", len(vms), times, err)
+				}
+			},
+		},
+		{
 			name: "create once",
 			op:   "BeginOnce",
 			act:  func(d *instance) { d.createOnce(ctx, "key") },

@@ -28,6 +28,10 @@ type Store interface {
 	CreateVM(ctx context.Context, vm row.NewVM, ev api.Event) (row.VM, api.Event, error)
 	ChangeVM(ctx context.Context, id string, change func(vm *row.VM) ([]api.Event, error)) (row.VM, []api.Event, error)
 	DeleteVM(ctx context.Context, id string, ev api.Event) (api.Event, error)
+	ChangeConfig(ctx context.Context, id string, c row.ConfigChange, change func(vm *row.VM) ([]api.Event, error)) (row.VM, []api.Event, error)
+	Configs(ctx context.Context, vm string, version, limit int) ([]api.VMConfigVersion, error)
+	RenameVM(ctx context.Context, id, name string, allowed func(vm *row.VM) error, ev api.Event) (row.VM, []api.Event, error)
+	Expiries(ctx context.Context) ([]row.Expiry, error)
 	VM(ctx context.Context, nameOrID string) (row.VM, error)
 	VMByID(ctx context.Context, id string) (row.VM, error)
 	VMs(ctx context.Context, f api.VMFilter) ([]row.VM, int, error)
@@ -209,6 +213,8 @@ type Daemon struct {
 	onces   onces // requests with an idempotency key
 	// admission is held from the sum of all VMs' memory to the wish that adds to it.
 	admission chan struct{}
+	// expiries are VMs that are to be deleted at some time.
+	expiries expiries
 	// volumes is held while disks of volumes are made or removed, and what is
 	// known of them is changed.
 	volumes chan struct{}
@@ -292,6 +298,7 @@ func New(cfg Config) (*Daemon, error) {
 		disks:     newVerifiedFiles(),
 		program:   &program{path: cfg.AgentBinary},
 		jobs:      newImageJobs(),
+		expiries:  newExpiries(),
 		volumes:   make(chan struct{}, 1),
 		admission: make(chan struct{}, 1),
 		ready:     make(chan struct{}),
@@ -361,6 +368,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	err := d.begin(ctx)
 	if err == nil {
 		close(d.ready)
+		d.wg.Go(func() { d.watchExpiries(base) })
 		ticker := time.NewTicker(d.t.tick)
 		defer ticker.Stop()
 		for ctx.Err() == nil {

@@ -66,6 +66,11 @@ func (d *Daemon) ScaleVM(ctx context.Context, name string, in api.VMScale) (api.
 			return nil, refusal
 		}
 		vm.CPUCores, vm.MemoryMB, vm.SizeError = size.CPUCores, size.MemoryMB, ""
+		if vm.Next != nil { // the configuration that waits has the size too
+			next := *vm.Next
+			next.Config.CPUCores, next.Config.MemoryMB = size.CPUCores, size.MemoryMB
+			vm.Next = &next
+		}
 		if !live && vm.Status == api.VMRunning {
 			vm.Stop, vm.Replace = api.VMStop{}, vm.Incarnation
 			beginAnew(vm)

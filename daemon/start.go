@@ -55,6 +55,7 @@ func (w *worker) start(ctx context.Context, vm *row.VM) error {
 			ev.Message = fmt.Sprintf("restart %d", vm.RestartCount)
 		}
 		vm.Incarnation++
+		vm.TakeNext()
 		vm.NextStartAt, vm.WaitingFor, vm.Tries.Guest = nil, "", 0
 		vm.BootID, vm.Record, vm.PID, vm.Exit, vm.StartedAt = w.d.cfg.BootID, nil, 0, nil, nil
 		vm.AgentUp, vm.Hypervisor, vm.Accel, vm.Initramfs, vm.AgentImage = false, "", "", "", ""

@@ -90,6 +90,9 @@ func (d *Daemon) CreateVM(ctx context.Context, req api.VMCreate) (api.VM, error)
 			return api.VM{}, d.publicError("create VM", err)
 		}
 		d.bus.notify(created.ID, true)
+		if created.ExpiresAt != nil {
+			d.expiries.look()
+		}
 		if !created.Settled() {
 			d.kick(created.ID)
 		}
@@ -158,6 +161,7 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	vm.Name, vm.Status, vm.Desired = req.Name, api.VMPending, api.DesiredRunning
 	vm.CPUCores, vm.MemoryMB, vm.KernelCmdline, vm.Kernel = res.CPUCores, res.MemoryMB, req.KernelCmdline, m.Kernel
 	vm.Labels, vm.AutoRemove = api.MergeLabels(m.Labels, req.Labels), req.AutoRemove
+	vm.TTLSeconds = req.TTLSeconds
 	vm.Attach, vm.HealthCheck, vm.Restart = req.Attach, probed(&m), m.Restart
 	vm.DependsOn = m.DependsOn
 	if m.Workload != nil {
@@ -462,6 +466,9 @@ func (d *Daemon) canStart(ctx context.Context, vm *row.VM) error {
 	if vm.Status == api.VMRunning || vm.Status == api.VMPaused {
 		return nil
 	}
+	next := *vm
+	next.TakeNext()
+	vm = &next
 	m, err := d.store.Manifest(ctx, vm.Manifest)
 	if err != nil {
 		return err
@@ -541,23 +548,30 @@ func (d *Daemon) RestartVM(ctx context.Context, name string, how api.VMStop) (ap
 	}
 	defer release()
 	return d.change(ctx, vm.ID, "restart VM", func(vm *row.VM) error {
-		switch {
-		case vm.Settled() && refusal != nil:
+		if vm.Settled() && refusal != nil {
 			return refusal
-		case vm.Desired == api.DesiredAbsent:
-			return beingDeleted(vm)
-		case vm.Ended(), vm.Status == api.VMPending:
-			d.wishRunning(vm)
-		case vm.Status == api.VMStarting && vm.Incarnation == vm.Replace+1 && vm.Replace > 0:
-			// The incarnation that an earlier restart asked for is on its way.
-			vm.Desired = api.DesiredRunning
-		default:
-			vm.Desired, vm.Stop, vm.Replace = api.DesiredRunning, how, vm.Incarnation
-			beginAnew(vm)
-			vm.AcceptedAt = d.cfg.Now().UTC()
 		}
+		if vm.Desired == api.DesiredAbsent {
+			return beingDeleted(vm)
+		}
+		d.wishRestart(vm, how)
 		return nil
 	})
+}
+
+// wishRestart sets the wish that the present incarnation ends and another runs.
+func (d *Daemon) wishRestart(vm *row.VM, how api.VMStop) {
+	switch {
+	case vm.Ended(), vm.Status == api.VMPending:
+		d.wishRunning(vm)
+	case vm.Status == api.VMStarting && vm.Incarnation == vm.Replace+1 && vm.Replace > 0:
+		// The incarnation that an earlier restart asked for is on its way.
+		vm.Desired = api.DesiredRunning
+	default:
+		vm.Desired, vm.Stop, vm.Replace = api.DesiredRunning, how, vm.Incarnation
+		beginAnew(vm)
+		vm.AcceptedAt = d.cfg.Now().UTC()
+	}
 }
 
 // DeleteVM wishes the VM gone: stopped, its files removed, and at last its name
@@ -680,7 +694,7 @@ func reached(vm *row.VM, what api.VMWait) (bool, error) {
 	case api.WaitStopped:
 		return vm.Ended() && vm.Desired != api.DesiredRunning, nil
 	}
-	if vm.Desired != api.DesiredAbsent && !vm.AutoRemove {
+	if vm.Desired != api.DesiredAbsent && !vm.AutoRemove && vm.ExpiresAt == nil {
 		return false, api.Errorf(api.CodeConflict, "VM %s is not being deleted", vm.Name)
 	}
 	return false, nil

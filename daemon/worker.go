@@ -225,7 +225,7 @@ func (w *worker) remove(ctx context.Context, vm *row.VM) error {
 	if err := w.cleanup(ctx, true); err != nil {
 		return err
 	}
-	if vm.AutoRemove {
+	if vm.AutoRemove || vm.ExpiresAt != nil {
 		w.d.ends.put(vm.VM) // before the row goes: those who wait look here when they find none
 	}
 	if _, err := w.d.store.DeleteVM(ctx, vm.ID, api.Event{Type: api.EventVMDeleted}); err != nil && !errors.Is(err, row.ErrNotFound) {

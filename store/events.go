@@ -10,7 +10,7 @@ import (
 	"github.com/volantvm/volant/store/row"
 )
 
-const insertEvent = `INSERT INTO events (time, type, name, vm, status, address, pid, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`
+const insertEvent = `INSERT INTO events (time, type, name, old_name, vm, status, address, pid, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 // vmEvent fills in what an event says of its VM.
 func vmEvent(vm *row.VM, ev api.Event) api.Event {
@@ -22,7 +22,7 @@ func vmEvent(vm *row.VM, ev api.Event) api.Event {
 // appendEvent adds ev to the journal, with its sequence number and time.
 func (s *Store) appendEvent(ctx context.Context, tx *sql.Tx, ev api.Event) (api.Event, error) {
 	ev.Time = s.now()
-	res, err := tx.StmtContext(ctx, s.stmts.insertEvent).Exec(nanos(ev.Time), string(ev.Type), ev.Name, ev.VMID,
+	res, err := tx.StmtContext(ctx, s.stmts.insertEvent).Exec(nanos(ev.Time), string(ev.Type), ev.Name, ev.OldName, ev.VMID,
 		string(ev.Status), ev.IPAddress, ev.PID, ev.Message)
 	if err != nil {
 		return ev, err
@@ -48,7 +48,7 @@ func (s *Store) Events(ctx context.Context, f api.EventFilter, limit int) (page 
 	}
 	page.Oldest, page.Newest = uint64(oldest.Int64), uint64(newest.Int64)
 	where, args := eventConditions(f)
-	rows, err := tx.QueryContext(ctx, `SELECT seq, time, type, name, vm, status, address, pid, message FROM events WHERE `+
+	rows, err := tx.QueryContext(ctx, `SELECT seq, time, type, name, old_name, vm, status, address, pid, message FROM events WHERE `+
 		where+` ORDER BY seq LIMIT ?`, append(args, limit)...)
 	if err != nil {
 		return page, err
@@ -57,7 +57,7 @@ func (s *Store) Events(ctx context.Context, f api.EventFilter, limit int) (page 
 	for rows.Next() {
 		var ev api.Event
 		var at int64
-		if err := rows.Scan(&ev.Seq, &at, &ev.Type, &ev.Name, &ev.VMID, &ev.Status, &ev.IPAddress, &ev.PID, &ev.Message); err != nil {
+		if err := rows.Scan(&ev.Seq, &at, &ev.Type, &ev.Name, &ev.OldName, &ev.VMID, &ev.Status, &ev.IPAddress, &ev.PID, &ev.Message); err != nil {
 			return page, err
 		}
 		ev.Time = fromNanos(at)
@@ -73,7 +73,7 @@ func eventConditions(f api.EventFilter) (where string, args []any) {
 		where, args = where+` AND `+cond, append(args, more...)
 	}
 	if f.VM != "" {
-		and(`name = ? AND vm <> ''`, f.VM)
+		and(`(name = ? OR old_name = ?) AND vm <> ''`, f.VM, f.VM)
 	}
 	if f.Name != "" {
 		and(`name = ?`, f.Name)

@@ -200,6 +200,7 @@ func (s *Store) Manifest(ctx context.Context, digest string) (api.Manifest, erro
 func dropUnused(ctx context.Context, tx *sql.Tx, digest string) error {
 	_, err := tx.ExecContext(ctx, `DELETE FROM manifests WHERE digest = ?1
 		AND NOT EXISTS (SELECT 1 FROM plugins WHERE manifest = ?1)
-		AND NOT EXISTS (SELECT 1 FROM vms WHERE manifest = ?1)`, digest)
+		AND NOT EXISTS (SELECT 1 FROM vms WHERE manifest = ?1)
+		AND NOT EXISTS (SELECT 1 FROM vm_configs WHERE manifest = ?1)`, digest)
 	return err
 }

@@ -634,7 +634,7 @@ func TestMigrateImages(t *testing.T) {
 	want := row.VM{
 		VM: api.VM{
 			ID: "a", Name: "web", Plugin: "hello", Runtime: "hello", Status: api.VMRunning, Desired: api.DesiredRunning, AgentUp: true, Healthy: true, Health: api.VMHealth{Status: api.HealthHealthy},
-			IPAddress: "10.0.0.2", MACAddress: "02:00:00:00:00:01", VsockCID: 7, CPUCores: 2, MemoryMB: 256, KernelCmdline: "quiet", Kernel: "generic",
+			IPAddress: "10.0.0.2", MACAddress: "02:00:00:00:00:01", VsockCID: 7, CPUCores: 2, MemoryMB: 256, KernelCmdline: "quiet", Kernel: "generic", ConfigVersion: 1,
 			Hypervisor: "qemu", Accel: "tcg", PID: 99, Incarnation: 3, RestartCount: 1, Labels: map[string]string{"tier": "web"},
 			CreatedAt: time.Unix(0, 11).UTC(), UpdatedAt: time.Unix(0, 12).UTC(), StartedAt: &started,
 		},

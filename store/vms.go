@@ -62,6 +62,9 @@ type details struct {
 	Has    row.Size          `json:"has,omitzero"`
 	Size   string            `json:"size_error,omitempty"`
 	Record json.RawMessage   `json:"record,omitempty"`
+	Config int               `json:"config,omitempty"` // ConfigVersion, 0 for the first
+	Next   *row.NextConfig   `json:"next,omitempty"`
+	TTL    int64             `json:"ttl,omitempty"`
 	Agent  string            `json:"agent,omitempty"` // AgentImage
 }
 
@@ -70,6 +73,7 @@ func vmValues(v *row.VM) ([]any, error) {
 		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Health: &v.Health,
 		Policy: v.Restart, Loop: v.CrashLoop, NextAt: v.NextStartAt, Tries: v.Tries, Needs: v.DependsOn, Waits: v.WaitingFor,
 		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Has: v.Has, Size: v.SizeError, Record: v.Record, Agent: v.AgentImage,
+		Config: v.ConfigVersion, Next: v.Next, TTL: v.TTLSeconds,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode VM %s: %w", v.ID, err)
@@ -134,6 +138,8 @@ func scanVM(sc scanner) (row.VM, error) {
 		t := fromNanos(started)
 		v.StartedAt = &t
 	}
+	v.ConfigVersion, v.Next, v.ConfigPending = max(d.Config, 1), d.Next, d.Next != nil
+	v.SetTTL(d.TTL)
 	return v, nil
 }
 
@@ -152,7 +158,8 @@ func (s *Store) CreateVM(ctx context.Context, n row.NewVM, ev api.Event) (row.VM
 	vm.Manifest = m.digest
 	err = s.writeOnce(ctx, func() any { return vm.VM }, func(ctx context.Context, tx *sql.Tx) error {
 		vm.CreatedAt = s.now()
-		vm.UpdatedAt = vm.CreatedAt
+		vm.UpdatedAt, vm.ConfigVersion = vm.CreatedAt, 1
+		vm.SetTTL(vm.TTLSeconds)
 		if n.VM.Name == "" {
 			if vm.Name, err = freeName(ctx, tx, n.NamePrefix); err != nil {
 				return err
@@ -175,12 +182,11 @@ func (s *Store) CreateVM(ctx context.Context, n row.NewVM, ev api.Event) (row.VM
 		if _, err := tx.StmtContext(ctx, s.stmts.insertVM).Exec(args...); err != nil {
 			return err
 		}
-		for _, p := range vm.Ports {
-			if p.HostPort == 0 {
-				continue
-			}
-			if _, err := tx.ExecContext(ctx, `INSERT INTO vm_ports (protocol, host_port, host_ip, vm) VALUES (?, ?, ?, ?)`,
-				p.Protocol, p.HostPort, p.HostIP, vm.ID); err != nil {
+		if err := insertPorts(ctx, tx, vm.ID, vm.Ports); err != nil {
+			return err
+		}
+		if vm.ExpiresAt != nil {
+			if err := setExpiry(ctx, tx, &vm); err != nil {
 				return err
 			}
 		}
@@ -241,12 +247,20 @@ func publish(ctx context.Context, tx *sql.Tx, name string, choose func([]row.Pub
 	if have > 0 {
 		return nil, &row.ExistsError{Column: "vms.name"} // a better answer than that its ports are taken
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT v.name, p.protocol, p.host_port, p.host_ip FROM vm_ports AS p JOIN vms AS v ON v.id = p.vm`)
+	taken, err := published(ctx, tx, "")
+	if err != nil {
+		return nil, err
+	}
+	return choose(taken)
+}
+
+// published returns the host's ports that VMs have, but for one VM.
+func published(ctx context.Context, tx *sql.Tx, but string) (taken []row.Published, err error) {
+	rows, err := tx.QueryContext(ctx, `SELECT v.name, p.protocol, p.host_port, p.host_ip FROM vm_ports AS p JOIN vms AS v ON v.id = p.vm WHERE p.vm <> ?`, but)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
-	var taken []row.Published
 	for rows.Next() {
 		var p row.Published
 		if err := rows.Scan(&p.VM, &p.Port.Protocol, &p.Port.HostPort, &p.Port.HostIP); err != nil {
@@ -254,10 +268,21 @@ func publish(ctx context.Context, tx *sql.Tx, name string, choose func([]row.Pub
 		}
 		taken = append(taken, p)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, err
+	return taken, rows.Err()
+}
+
+// insertPorts keeps host ports for a VM.
+func insertPorts(ctx context.Context, tx *sql.Tx, vm string, ports []api.Port) error {
+	for _, p := range ports {
+		if p.HostPort == 0 {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, `INSERT INTO vm_ports (protocol, host_port, host_ip, vm) VALUES (?, ?, ?, ?)`,
+			p.Protocol, p.HostPort, p.HostIP, vm); err != nil {
+			return err
+		}
 	}
-	return choose(taken)
+	return nil
 }
 
 func (s *Store) lease(ctx context.Context, tx *sql.Tx, vm string, choose func([]netip.Addr) (netip.Addr, error)) (string, error) {
@@ -292,7 +317,7 @@ func (s *Store) lease(ctx context.Context, tx *sql.Tx, vm string, choose func([]
 // ChangeVM reads a VM by id, lets change alter it, and writes it together with
 // the events that change returns, in one transaction. Nothing is written when
 // change altered nothing and returned no event, or failed. The id, name,
-// address, ports and creation time cannot be altered. A further incarnation
+// address and creation time cannot be altered. A further incarnation
 // marks the VM's image as used; the end of one gives back the VM's volumes. A
 // status that changes without an event is refused with row.ErrSilent.
 // change must not use the store.
@@ -300,55 +325,98 @@ func (s *Store) ChangeVM(ctx context.Context, id string, change func(vm *row.VM)
 	var after row.VM
 	var evs []api.Event
 	err := s.writeOnce(ctx, func() any { return after.VM }, func(ctx context.Context, tx *sql.Tx) error {
-		evs = nil
-		before, err := scanVM(tx.StmtContext(ctx, s.stmts.vmByID).QueryRow(id))
-		if err != nil {
-			return err
-		}
-		after = before
-		told, err := change(&after)
-		if err != nil {
-			return err
-		}
-		after.ID, after.Name, after.IPAddress, after.CreatedAt = before.ID, before.Name, before.IPAddress, before.CreatedAt
-		after.Ports = before.Ports
-		if len(told) == 0 && reflect.DeepEqual(before, after) {
-			return errUnchanged
-		}
-		if after.Status != before.Status && !slices.ContainsFunc(told, func(ev api.Event) bool { return ev.Type != "" }) {
-			return fmt.Errorf("%w: from %s to %s", row.ErrSilent, before.Status, after.Status)
-		}
-		after.UpdatedAt = s.now()
-		args, err := vmValues(&after)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.StmtContext(ctx, s.stmts.updateVM).Exec(append(args, id)...); err != nil {
-			return err
-		}
-		if after.ImageID != "" && after.Incarnation > before.Incarnation {
-			if err := s.touchImage(ctx, tx, after.ImageID); err != nil {
-				return err
-			}
-		}
-		if after.Ended() && !before.Ended() {
-			if err := releaseVolumes(ctx, tx, id); err != nil {
-				return err
-			}
-		}
-		for _, ev := range told {
-			ev, err := s.appendEvent(ctx, tx, vmEvent(&after, ev))
-			if err != nil {
-				return err
-			}
-			evs = append(evs, ev)
-		}
-		return nil
+		var err error
+		after, evs, err = s.changeVM(ctx, tx, id, change)
+		return err
 	})
 	if err != nil {
 		return row.VM{}, nil, fmt.Errorf("change VM %s: %w", id, err)
 	}
 	return after, evs, nil
+}
+
+// changeVM is ChangeVM within a transaction.
+func (s *Store) changeVM(ctx context.Context, tx *sql.Tx, id string, change func(vm *row.VM) ([]api.Event, error)) (after row.VM, evs []api.Event, err error) {
+	before, err := scanVM(tx.StmtContext(ctx, s.stmts.vmByID).QueryRow(id))
+	if err != nil {
+		return row.VM{}, nil, err
+	}
+	after = before
+	told, err := change(&after)
+	if err != nil {
+		return row.VM{}, nil, err
+	}
+	after.ID, after.Name, after.IPAddress, after.CreatedAt = before.ID, before.Name, before.IPAddress, before.CreatedAt
+	after.ConfigPending = after.Next != nil
+	if len(told) == 0 && reflect.DeepEqual(before, after) {
+		return after, nil, errUnchanged
+	}
+	if after.Status != before.Status && !slices.ContainsFunc(told, func(ev api.Event) bool { return ev.Type != "" }) {
+		return row.VM{}, nil, fmt.Errorf("%w: from %s to %s", row.ErrSilent, before.Status, after.Status)
+	}
+	after.UpdatedAt = s.now()
+	err = s.writeVM(ctx, tx, &before, &after)
+	for _, ev := range told {
+		if err == nil {
+			ev, err = s.appendEvent(ctx, tx, vmEvent(&after, ev))
+			evs = append(evs, ev)
+		}
+	}
+	return after, evs, err
+}
+
+// writeVM writes a changed VM, and what follows from the change.
+func (s *Store) writeVM(ctx context.Context, tx *sql.Tx, before, after *row.VM) error {
+	args, err := vmValues(after)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.StmtContext(ctx, s.stmts.updateVM).Exec(append(args, after.ID)...); err != nil {
+		return err
+	}
+	if after.ImageID != "" && after.Incarnation > before.Incarnation {
+		if err := s.touchImage(ctx, tx, after.ImageID); err != nil {
+			return err
+		}
+	}
+	if after.Ended() && !before.Ended() {
+		if err := releaseVolumes(ctx, tx, after.ID); err != nil {
+			return err
+		}
+	}
+	if ports := keptPorts(after); !slices.Equal(ports, keptPorts(before)) {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM vm_ports WHERE vm = ?`, after.ID); err != nil {
+			return err
+		}
+		if err := insertPorts(ctx, tx, after.ID, ports); err != nil {
+			return err
+		}
+	}
+	if before.TTLSeconds != after.TTLSeconds {
+		return setExpiry(ctx, tx, after)
+	}
+	return nil
+}
+
+// keptPorts are the ports of the host that a VM has: those that it runs with, and
+// those that it is to have.
+func keptPorts(vm *row.VM) []api.Port {
+	var out []api.Port
+	lists := [][]api.Port{vm.Ports}
+	if vm.Next != nil {
+		lists = append(lists, vm.Next.Config.Ports)
+	}
+	for _, list := range lists {
+		for _, p := range list {
+			same := func(o api.Port) bool {
+				return o.Protocol == p.Protocol && o.HostPort == p.HostPort && o.HostIP == p.HostIP
+			}
+			if p.HostPort != 0 && !slices.ContainsFunc(out, same) {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
 }
 
 // DeleteVM removes a VM, its lease, and its manifest when nothing else needs
@@ -359,11 +427,17 @@ func (s *Store) DeleteVM(ctx context.Context, id string, ev api.Event) (api.Even
 		if err != nil {
 			return err
 		}
+		manifests, err := txStrings(ctx, tx, `SELECT DISTINCT manifest FROM vm_configs WHERE vm = ?`, id)
+		if err != nil {
+			return err
+		}
 		if _, err := tx.StmtContext(ctx, s.stmts.deleteVM).Exec(id); err != nil {
 			return err
 		}
-		if err := dropUnused(ctx, tx, vm.Manifest); err != nil {
-			return err
+		for _, digest := range append(manifests, vm.Manifest) {
+			if err := dropUnused(ctx, tx, digest); err != nil {
+				return err
+			}
 		}
 		if vm.ImageID != "" {
 			if err := s.touchImage(ctx, tx, vm.ImageID); err != nil {
@@ -517,7 +591,7 @@ func (s *Store) ActiveVMs(ctx context.Context) ([]row.VM, error) {
 // to have, in MiB, but for the one with this id.
 func (s *Store) PromisedMemory(ctx context.Context, but string) (int, error) {
 	var sum int
-	err := s.r.QueryRowContext(ctx, `SELECT coalesce(sum(memory_mib), 0) FROM vms WHERE id IN (
+	err := s.r.QueryRowContext(ctx, `SELECT coalesce(sum(max(memory_mib, coalesce(json_extract(details_json, '$.next.config.memory_mb'), 0))), 0) FROM vms WHERE id IN (
 		SELECT id FROM vms WHERE NOT (desired = 'stopped' AND status IN ('stopped', 'crashed', 'failed'))) AND id != ?`, but).Scan(&sum)
 	return sum, wrap(classify(err), "add up memory")
 }

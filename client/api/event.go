@@ -28,6 +28,10 @@ const (
 	EventVMDisconnected EventType = "VM_DISCONNECTED"
 	EventVMWaiting      EventType = "VM_WAITING" // its start waits for another VM
 
+	EventVMConfigured EventType = "VM_CONFIGURED" // its configuration has a new version
+	EventVMRenamed    EventType = "VM_RENAMED"    // OldName says what it was called
+	EventVMExpired    EventType = "VM_EXPIRED"    // its time is over: it is being deleted
+
 	EventPluginInstalled EventType = "PLUGIN_INSTALLED"
 	EventPluginRemoved   EventType = "PLUGIN_REMOVED"
 	EventPluginEnabled   EventType = "PLUGIN_ENABLED"
@@ -51,6 +55,7 @@ func EventTypes() []EventType {
 	return []EventType{
 		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMScaled, EventVMStopping,
 		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady, EventVMDisconnected, EventVMWaiting,
+		EventVMConfigured, EventVMRenamed, EventVMExpired,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,
 		EventImagePulled, EventImageRemoved, EventVolumeCreated, EventVolumeRemoved,
@@ -63,8 +68,9 @@ type Event struct {
 	Seq       uint64    `json:"seq"` // rises by one with each event
 	Time      time.Time `json:"timestamp"`
 	Type      EventType `json:"type"`
-	Name      string    `json:"name"`            // of the VM, plugin, kernel or volume; a reference or ID of the image
-	VMID      string    `json:"vm_id,omitempty"` // when it is about a VM
+	Name      string    `json:"name"`               // of the VM, plugin, kernel or volume; a reference or ID of the image
+	OldName   string    `json:"old_name,omitempty"` // of EventVMRenamed
+	VMID      string    `json:"vm_id,omitempty"`    // when it is about a VM
 	Status    VMState   `json:"status,omitempty"`
 	IPAddress string    `json:"ip_address,omitempty"`
 	PID       int       `json:"pid,omitempty"`

@@ -188,6 +188,9 @@ func (t Tmpfs) Permissions() (uint32, error) {
 	return uint32(n), nil
 }
 
+// ValidatePorts checks the ports of a VM: one that is published says where.
+func ValidatePorts(field string, ports []Port) error { return validatePorts(field, ports, false) }
+
 // validatePorts checks a list of ports. asked is set for those of a request,
 // where host_port 0 asks for any.
 func validatePorts(field string, ports []Port, asked bool) error {
@@ -276,6 +279,9 @@ func (r *VMCreate) Validate() error {
 		return err
 	}
 	if err := validateSignal("stop_signal", r.StopSignal); err != nil {
+		return err
+	}
+	if err := ValidateTTL(r.TTLSeconds); err != nil {
 		return err
 	}
 	if r.StopTimeout < 0 {

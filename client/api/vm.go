@@ -85,10 +85,17 @@ type VM struct {
 	TTY           bool              `json:"tty,omitempty"`         // as in Workload, for those who attach
 	Stdin         bool              `json:"stdin,omitempty"`
 	Labels        map[string]string `json:"labels,omitempty"`
+	// ConfigVersion is the newest version of its configuration, ConfigPending set
+	// while that waits for the next start.
+	ConfigVersion int  `json:"config_version,omitempty"`
+	ConfigPending bool `json:"config_pending,omitempty"`
 
 	CreatedAt time.Time  `json:"created_at"`
 	UpdatedAt time.Time  `json:"updated_at"`
 	StartedAt *time.Time `json:"started_at,omitempty"`
+	// ExpiresAt is when it is deleted: TTLSeconds after its creation.
+	TTLSeconds int64      `json:"ttl_seconds,omitempty"`
+	ExpiresAt  *time.Time `json:"expires_at,omitempty"`
 }
 
 // VMExit is how a workload ended.
@@ -145,6 +152,9 @@ type VMCreate struct {
 	Restart     *Restart     `json:"restart,omitempty"`
 	DependsOn   []Dependency `json:"depends_on,omitempty"`
 	AutoRemove  bool         `json:"auto_remove,omitempty"`
+	// TTLSeconds is after how long the VM is deleted, running or not, counted from
+	// its creation; 0 for never.
+	TTLSeconds int64 `json:"ttl_seconds,omitempty"`
 	// Attach says that the client is about to attach to the workload and wants
 	// all that it writes: the VM's first start waits a while for the client
 	// rather than lose the beginning.

@@ -296,6 +296,14 @@ func TestBadRequests(t *testing.T) {
 		"event type":              {"GET", "/api/v1/events?type=VM_RUNING", "", 400, api.CodeInvalid, "did you mean VM_RUNNING?"},
 		"event id":                {"GET", "/api/v1/events?after=x", "", 400, api.CodeInvalid, "after"},
 		"events since whenever":   {"GET", "/api/v1/events?since=10m", "", 400, api.CodeInvalid, "RFC 3339"},
+		"config misspelt":         {"PATCH", "/api/v1/vms/web/config", `{"memroy_mb": 1}`, 400, api.CodeInvalid, "did you mean memory_mb?"},
+		"config without a body":   {"PATCH", "/api/v1/vms/web/config", "", 400, api.CodeInvalid, "has no body"},
+		"config version":          {"GET", "/api/v1/vms/web/config?version=-1", "", 400, api.CodeInvalid, "version"},
+		"config of a past":        {"GET", "/api/v1/vms/web/config?version=7", "", 404, api.CodeNotFound, "no version 7"},
+		"config that has changed": {"PATCH", "/api/v1/vms/web/config?expect=7", `{}`, 409, api.CodeConflict, "is version 1, not 7"},
+		"new name":                {"POST", "/api/v1/vms/web/rename", `{"name": "../x"}`, 400, api.CodeInvalid, "VM name"},
+		"rename an unknown VM":    {"POST", "/api/v1/vms/nope/rename", `{"name": "x"}`, 404, api.CodeNotFound, "no VM"},
+		"life":                    {"POST", "/api/v1/vms", `{"name": "a", "plugin": "hello", "ttl_seconds": -1}`, 400, api.CodeInvalid, "ttl_seconds"},
 		"boolean":                 {"GET", "/api/v1/events?follow=maybe", "", 400, api.CodeInvalid, "true or false"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -60,7 +60,7 @@ const (
 
 // routes returns the table of all routes.
 func routes() []route {
-	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
+	const get, post, put, del, patch = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch
 	return []route{
 		{method: get, path: "/healthz", root: true, id: "health", summary: "Say that the daemon answers", status: 200, reply: status{}, handle: (*Server).health},
 		{method: get, path: "/openapi", root: true, id: "openapi", summary: "Describe this API as an OpenAPI document", status: 200, reply: map[string]any{}, handle: (*Server).openapi},
@@ -83,6 +83,10 @@ func routes() []route {
 		{method: get, path: "/vms/{name}/stats", id: "vmStats", summary: "Measure what a VM uses, a JSON object a sample and line", query: statsParams(), status: 200, reply: api.VMStats{}, media: mediaNDJSON, handle: (*Server).vmStats},
 		{method: get, path: "/stats", id: "stats", summary: "Measure what VMs use, those named or all that have a machine; a JSON object a sample and line",
 			query: append(statsParams(), param{"vm", "string", "names or ids of VMs, separated by commas or repeated"}), status: 200, reply: api.StatsSample{}, media: mediaNDJSON, handle: (*Server).stats},
+		{method: post, path: "/vms/{name}/rename", id: "renameVM", summary: "Give a VM another name; its host name follows at its next start", body: api.VMRename{}, status: 200, reply: api.VM{}, handle: (*Server).renameVM},
+		{method: get, path: "/vms/{name}/config", id: "getVMConfig", summary: "Get the configuration of a VM, the newest version or the one that is asked for", query: getConfigParams(), status: 200, reply: api.VMConfigVersion{}, handle: (*Server).getVMConfig},
+		{method: patch, path: "/vms/{name}/config", id: "setVMConfig", summary: "Make a further version of a VM's configuration by a JSON merge patch (RFC 7396); it is in effect with the next start, labels, auto_remove and ttl_seconds at once", query: setConfigParams(), body: map[string]any{}, bodyOpt: true, status: 200, reply: api.VMConfigVersion{}, handle: (*Server).setVMConfig},
+		{method: get, path: "/vms/{name}/config/history", id: "getVMConfigHistory", summary: "List the versions of a VM's configuration that are kept, the newest first", query: historyParams(), status: 200, reply: []api.VMConfigVersion{}, handle: (*Server).getVMConfigHistory},
 		{method: get, path: "/vms/{name}/timeline", id: "vmTimeline", summary: "Get the steps of the VM's last start", status: 200, reply: api.Timeline{}, handle: (*Server).vmTimeline},
 		{method: get, path: "/vms/{name}/logs", id: "vmLogs", summary: "Stream the workload's output or the console, a JSON object a line", query: logParams(), status: 200, reply: api.LogEntry{}, media: mediaNDJSON, handle: (*Server).vmLogs},
 		{method: post, path: "/vms/{name}/exec", id: "execVM", summary: "Run a command in a VM: switches to the protocol of its streams", body: api.Exec{}, status: 101, handle: (*Server).execVM},

@@ -25,6 +25,13 @@ type Service interface {
 	// ScaleVM returns once a machine that is scaled while it runs has its new size.
 	ScaleVM(ctx context.Context, name string, in api.VMScale) (api.VM, error)
 	DeleteVM(ctx context.Context, name string, how api.VMStop) error
+	// VMConfig returns a version of a VM's configuration, the newest for 0;
+	// VMConfigHistory the newest ones first, all for a limit of 0. SetVMConfig
+	// makes a further one: CodeConflict when in.Expect is not the present one.
+	VMConfig(ctx context.Context, name string, version int) (api.VMConfigVersion, error)
+	VMConfigHistory(ctx context.Context, name string, limit int) ([]api.VMConfigVersion, error)
+	SetVMConfig(ctx context.Context, name string, in api.VMConfigChange) (api.VMConfigVersion, error)
+	RenameVM(ctx context.Context, name, to string) (api.VM, error)
 	// WaitVM blocks until the VM has reached what, or can no longer reach it by
 	// itself (CodeConflict, with the reason), or ctx ends (CodeTimeout). One that
 	// was removed because it had ended has stopped: it is returned for a while.

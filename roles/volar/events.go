@@ -51,6 +51,9 @@ func (c *cli) printEvent(e api.Event) error {
 		return err
 	}
 	line := fmt.Sprintf("%-6d %s  %-17s %s", e.Seq, e.Time.Format(time.RFC3339), e.Type, e.Name)
+	if e.OldName != "" {
+		line += " (was " + e.OldName + ")"
+	}
 	if e.IPAddress != "" {
 		line += " " + e.IPAddress
 	}

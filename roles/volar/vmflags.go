@@ -43,6 +43,7 @@ type vmFlags struct {
 	ReadOnly  bool     `help:"Nothing in the root file system can be changed."`
 	Ephemeral bool     `help:"Changes to the root file system are kept in memory, and lost when the VM stops."`
 	Disk      string   `help:"Size of the disk that takes changes to the root file system: 20g; a plain number is MiB." placeholder:"SIZE"`
+	TTL       string   `name:"ttl" help:"Delete the VM, running or not, so long after its creation: 90s, 24h." placeholder:"TIME"`
 	Label     []string `short:"l" help:"Label; may be repeated." sep:"none" placeholder:"NAME=VALUE"`
 }
 
@@ -165,6 +166,11 @@ func (f *vmFlags) lifecycle(req *api.VMCreate) error {
 	}
 	if req.DependsOn, err = parseDependencies(f.DependsOn); err != nil {
 		return err
+	}
+	if f.TTL != "" {
+		if req.TTLSeconds, err = parseTTL("--ttl", f.TTL); err != nil {
+			return err
+		}
 	}
 	if f.StopSignal != "" {
 		s := strings.ToUpper(f.StopSignal)

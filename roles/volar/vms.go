@@ -25,6 +25,9 @@ type vmsCmd struct {
 	Logs     logsCmd     `cmd:"" help:"Print what a VM's workload, console or VMM wrote."`
 	Console  consoleCmd  `cmd:"" help:"Watch a VM's console; ctrl-p ctrl-q leaves it."`
 	Stats    statsCmd    `cmd:"" help:"Show what VMs use of processors, memory, disks and network."`
+	Config   configCmd   `cmd:"" help:"Look at the configuration of a VM, change it, and go back."`
+	Label    labelCmd    `cmd:"" help:"Set labels of a VM, and take them away."`
+	Rename   renameCmd   `cmd:"" help:"Give a VM another name."`
 	Timeline timelineCmd `cmd:"" help:"Show the steps of a VM's last start."`
 }
 
@@ -217,7 +220,13 @@ func (cmd *getCmd) Run(c *cli) error {
 		for _, k := range sortedKeys(vm.Labels) {
 			row(w, "Label:", k+"="+vm.Labels[k])
 		}
+		if vm.ConfigPending {
+			row(w, "Config:", fmt.Sprintf("version %d waits for the next start", vm.ConfigVersion))
+		}
 		row(w, "Created:", vm.CreatedAt.Format(time.RFC3339))
+		if vm.ExpiresAt != nil {
+			row(w, "Expires:", vm.ExpiresAt.Format(time.RFC3339))
+		}
 	})
 }
 

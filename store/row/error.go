@@ -29,6 +29,8 @@ var (
 	// ErrRecovering says that a recovery of the database was begun, and did not
 	// come to its end.
 	ErrRecovering = errors.New("its recovery was not finished")
+	// ErrStale says that what was to be changed has changed meanwhile.
+	ErrStale = errors.New("it has changed meanwhile")
 	// ErrNewer says that the database was written by a newer version.
 	ErrNewer = errors.New("database was written by a newer version")
 )

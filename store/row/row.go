@@ -50,6 +50,10 @@ type VM struct {
 	// boot timeline.
 	AcceptedAt time.Time
 
+	// Next is the newest version of the configuration while the VM, which runs,
+	// has not taken it over; nil otherwise.
+	Next *NextConfig
+
 	// Record is the driver's record of the current incarnation, an hv.Record
 	// in JSON; nil before Launch returned.
 	Record json.RawMessage
@@ -79,6 +83,55 @@ type Tries struct {
 type Size struct {
 	VCPUs, MemoryMiB       int
 	MaxVCPUs, MaxMemoryMiB int
+}
+
+// NextConfig is what the next start of a VM takes over.
+type NextConfig struct {
+	Config   api.VMConfig `json:"config"`
+	Manifest string       `json:"manifest"` // digest
+	Probed   bool         `json:"probed,omitempty"`
+}
+
+// TakeNext puts the newest version of the configuration into effect.
+func (v *VM) TakeNext() {
+	n := v.Next
+	if n == nil {
+		return
+	}
+	c := n.Config
+	v.CPUCores, v.MemoryMB, v.KernelCmdline, v.WantKernel = c.CPUCores, c.MemoryMB, c.KernelCmdline, c.Kernel
+	v.Env, v.Ports, v.TTY, v.Stdin, v.Restart = c.Env, c.Ports, c.TTY, c.Stdin, c.Restart
+	v.Manifest, v.HealthCheck = n.Manifest, n.Probed
+	v.Next = nil
+}
+
+// SetTTL makes the VM end so long after its creation, 0 for never.
+func (v *VM) SetTTL(seconds int64) {
+	v.TTLSeconds, v.ExpiresAt = seconds, nil
+	if seconds > 0 {
+		t := v.CreatedAt.Add(time.Duration(seconds) * time.Second)
+		v.ExpiresAt = &t
+	}
+}
+
+// Expiry is when a VM is to be deleted.
+type Expiry struct {
+	VM string // id
+	At time.Time
+}
+
+// ConfigChange is a further version of a VM's configuration.
+type ConfigChange struct {
+	// First is version 1, which is written with the second.
+	First api.VMConfigVersion
+	// Version is the new one; its time is filled in.
+	Version api.VMConfigVersion
+	// Manifest is what the VM runs with it, and Blobs the digests that it names.
+	Manifest api.Manifest
+	Blobs    []string
+	Probed   bool // somebody asks how the workload is
+	// Check is given the host's ports that other VMs have.
+	Check func(taken []Published) error
 }
 
 // Settled reports whether there is nothing to be done for the VM: it has ended

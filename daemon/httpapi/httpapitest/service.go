@@ -73,7 +73,8 @@ type Service struct {
 	volumes map[string]api.Volume
 	auth    *api.RegistryAuth // of the last pull
 	journal []api.Event
-	answers map[string]keptAnswer // guarded by mu; by idempotency key
+	configs map[string][]api.VMConfigVersion // guarded by mu; by VM id, the newest first
+	answers map[string]keptAnswer            // guarded by mu; by idempotency key
 	created api.VMCreate
 	serial  int
 	puts    int // uploads of blobs that were begun
@@ -234,7 +235,7 @@ func (s *Service) CreateVM(_ context.Context, req api.VMCreate) (api.VM, error) 
 		IPAddress: cmp.Or(req.IPAddress, fmt.Sprintf("192.168.127.%d", s.serial+1)), MACAddress: fmt.Sprintf("52:54:00:00:00:%02x", s.serial),
 		VsockCID: uint32(s.serial + 2), CPUCores: cmp.Or(req.CPUCores, p.Manifest.Resources.CPUCores), MemoryMB: cmp.Or(req.MemoryMB, p.Manifest.Resources.MemoryMB),
 		KernelCmdline: req.KernelCmdline, Kernel: req.Kernel, Hypervisor: "qemu", Accel: "tcg", Labels: req.Labels, CreatedAt: s.now(), UpdatedAt: s.now(),
-		HealthCheck: checked(req), Health: api.VMHealth{Status: api.HealthNone}, Restart: req.Restart, DependsOn: req.DependsOn, AutoRemove: req.AutoRemove, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
+		HealthCheck: checked(req), Health: api.VMHealth{Status: api.HealthNone}, Restart: req.Restart, DependsOn: req.DependsOn, AutoRemove: req.AutoRemove, TTLSeconds: req.TTLSeconds, TTY: req.TTY, Stdin: req.Stdin, Ports: api.MergePorts(p.Manifest.Ports, req.Ports),
 	}
 	for i := range vm.Ports {
 		if i >= len(vm.Ports)-len(req.Ports) && vm.Ports[i].HostPort == 0 {
