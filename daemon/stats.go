@@ -230,11 +230,13 @@ func diskBytes(counters map[string]map[string]uint64) (read, written *int64) {
 		**sum += int64(n)
 	}
 	for _, c := range counters {
-		if n, ok := c["read_bytes"]; ok {
-			add(&read, n)
-		}
-		if n, ok := c["write_bytes"]; ok {
-			add(&written, n)
+		for name, n := range c {
+			switch name {
+			case "read_bytes", "rd_bytes":
+				add(&read, n)
+			case "write_bytes", "wr_bytes":
+				add(&written, n)
+			}
 		}
 	}
 	return read, written

@@ -88,7 +88,7 @@ func TestStats(t *testing.T) {
 
 func TestDiskBytes(t *testing.T) {
 	r, w := diskBytes(map[string]map[string]uint64{
-		"_disk0": {"read_bytes": 5, "write_bytes": 1<<64 - 1}, "_disk1": {"read_bytes": 6, "read_ops": 9}, "_net0": {"rx_bytes": 100},
+		"_disk0": {"read_bytes": 5, "write_bytes": 1<<64 - 1}, "_disk1": {"rd_bytes": 6, "read_ops": 9}, "_net0": {"rx_bytes": 100},
 	})
 	if r == nil || *r != 11 || w != nil {
 		t.Errorf("diskBytes = %v, %v, want 11 and nothing", r, w)

@@ -104,6 +104,10 @@ func TestResources(t *testing.T) {
 		if *a.MemoryUsed < 32<<20 || *a.MemoryUsed > 400<<20 || *a.Threads < 2 || a.UptimeSeconds <= 0 || *a.NetReceived == 0 || *a.NetSent == 0 {
 			t.Errorf("stats: memory %d, threads %d, up %v, network %d/%d", *a.MemoryUsed, *a.Threads, a.UptimeSeconds, *a.NetReceived, *a.NetSent)
 		}
+		// It has read its boot configuration, whatever was in the host's cache.
+		if *a.DiskRead == 0 {
+			t.Error("it has read nothing from its disks")
+		}
 		took := after.Time.Sub(before.Time)
 		if used := time.Duration(*b.CPUNanos - *a.CPUNanos); used <= 0 || used > 3*took {
 			t.Errorf("in %v, busy, it used %v of processors", took, used)

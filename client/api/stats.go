@@ -24,6 +24,8 @@ type VMStats struct {
 	// Guest is the memory as the guest sees it.
 	Guest *GuestMemory `json:"guest,omitempty"`
 
+	// DiskRead and DiskWrite are what the guest has moved, where the hypervisor
+	// counts that, else what the host's disks had to do for it.
 	DiskRead  *int64 `json:"disk_read_bytes,omitempty"`
 	DiskWrite *int64 `json:"disk_write_bytes,omitempty"`
 	// NetReceived and NetSent are the VM's, as it sees them.
