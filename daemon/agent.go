@@ -256,5 +256,5 @@ func (d *Daemon) VMWorkload(ctx context.Context, name string) (http.Handler, err
 			return a.proxy(vm.Name), nil
 		}
 	}
-	return nil, api.Errorf(api.CodeConflict, "VM %s is %s; its workload cannot be reached", vm.Name, vm.Status)
+	return nil, wrongState(&vm, "a workload is reached while its VM is running and its agent answers")
 }

@@ -209,3 +209,46 @@ func TestVMAttachOfTheSlow(t *testing.T) {
 		t.Errorf("VMs: %+v", vms)
 	}
 }
+
+// A guest whose agent takes calls and answers none holds up neither the calls to
+// other VMs nor, for long, those to itself.
+func TestHungGuest(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	w := newWorld(t)
+	d := w.start(options{timing: func(t *timing) {
+		t.call, t.silence, t.powerOff = 200*time.Millisecond, 500*time.Millisecond, 200*time.Millisecond
+	}})
+	d.equip()
+	hung := d.create("hung", "serve")
+	d.create("other", "serve")
+	d.must("hung", api.WaitHealthy)
+	d.must("other", api.WaitHealthy)
+	w.guest(hung.ID).hang()
+	calls := make(chan error, 8)
+	for range cap(calls) {
+		go func() {
+			_, err := d.VMExec(ctx, "hung", api.Exec{Args: []string{"true"}})
+			calls <- err
+		}()
+	}
+	begin := time.Now()
+	if _, err := d.StopVM(ctx, "other", api.VMStop{}); err != nil {
+		t.Fatal(err)
+	}
+	d.must("other", api.WaitStopped)
+	if _, err := d.StartVM(ctx, "other"); err != nil {
+		t.Fatal(err)
+	}
+	d.must("other", api.WaitHealthy)
+	for range cap(calls) {
+		if err := <-calls; err == nil || ctx.Err() != nil {
+			t.Errorf("VMExec = %v after %v, want an error soon", err, time.Since(begin))
+		}
+	}
+	if _, err := d.StopVM(ctx, "hung", api.VMStop{GraceSeconds: 1}); err != nil {
+		t.Fatal(err)
+	}
+	d.must("hung", api.WaitStopped)
+	w.checkWorld(d.settle())
+}

@@ -529,6 +529,14 @@ type fakeGuest struct {
 	asked   []wire.Shutdown // guarded by mu
 	wakes   []wire.Wake     // guarded by mu
 	ended   bool            // guarded by mu
+	stuck   bool            // guarded by mu; the agent takes calls and answers none
+}
+
+// hang makes the agent take calls and answer none.
+func (g *fakeGuest) hang() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stuck = true
 }
 
 // boot is what every machine of the world runs.
@@ -779,7 +787,19 @@ func (g *fakeGuest) handler() http.Handler {
 	mux.HandleFunc(wire.PathWorkload+"/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s", r.Method, strings.TrimPrefix(r.URL.Path, wire.PathWorkload))
 	})
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.mu.Lock()
+		stuck := g.stuck
+		g.mu.Unlock()
+		if stuck {
+			select {
+			case <-r.Context().Done():
+			case <-g.over:
+			}
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // guest returns the guest of the VM's newest incarnation.

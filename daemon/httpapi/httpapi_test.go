@@ -92,7 +92,7 @@ func serve(t *testing.T, svc *httpapitest.Service) *fixture {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	srv := httpapi.New(httpapi.Config{Service: svc, Version: "1.2.3", Heartbeat: 20 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(f.log, nil))})
+	srv := httpapi.New(httpapi.Config{Service: svc, Version: "1.2.3", Heartbeat: 20 * time.Millisecond, Unread: 100 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(f.log, nil))})
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, ln) }()
 	f.stop = sync.OnceValue(func() error { cancel(); return <-done })
@@ -570,5 +570,27 @@ func TestOrigin(t *testing.T) {
 				t.Errorf("status %d, want %d", resp.StatusCode, c.status)
 			}
 		})
+	}
+}
+
+// A client that does not send the body that it announced keeps no connection.
+func TestUnreadBody(t *testing.T) {
+	f := serve(t, &httpapitest.Service{})
+	for _, path := range []string{"/api/v1/nowhere", "/api/v1/vms/web/attach"} {
+		conn, err := net.Dial("unix", f.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", path); err != nil {
+			t.Fatal(err)
+		}
+		reply, err := io.ReadAll(conn) // to the end of the connection
+		if err != nil || !bytes.HasPrefix(reply, []byte("HTTP/1.1 4")) {
+			t.Errorf("POST %s: %.60q, %v; want a refusal, and the connection closed", path, reply, err)
+		}
 	}
 }

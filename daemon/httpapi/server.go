@@ -30,6 +30,7 @@ const (
 	idleTimeout     = 2 * time.Minute  // between requests
 	readTimeout     = 30 * time.Second // to send a JSON body, or the next piece of a blob
 	writeTimeout    = 30 * time.Second // to take a reply, or the next piece of a stream
+	unreadTimeout   = 5 * time.Second  // to send the rest of a body that was answered without it
 	shutdownTimeout = 5 * time.Second  // for requests under way when the daemon ends
 	heartbeat       = 15 * time.Second // between signs of life on a silent event stream
 )
@@ -40,6 +41,7 @@ type Config struct {
 	Version   string
 	Logger    *slog.Logger  // nil discards
 	Heartbeat time.Duration // of event streams; 0 means 15 s
+	Unread    time.Duration // how long a client may take to send the rest of a body that was answered without it; 0 means 5 s
 }
 
 // Server is the HTTP face of one daemon. It is safe for concurrent use.
@@ -48,6 +50,7 @@ type Server struct {
 	version   string
 	log       *slog.Logger
 	heartbeat time.Duration
+	unread    time.Duration
 	mux       *http.ServeMux
 
 	joined    sync.WaitGroup // connections that were switched to another protocol
@@ -57,12 +60,15 @@ type Server struct {
 
 // New returns a Server, which is an http.Handler.
 func New(c Config) *Server {
-	s := &Server{svc: c.Service, version: c.Version, log: c.Logger, heartbeat: c.Heartbeat, mux: http.NewServeMux(), closing: make(chan struct{})}
+	s := &Server{svc: c.Service, version: c.Version, log: c.Logger, heartbeat: c.Heartbeat, unread: c.Unread, mux: http.NewServeMux(), closing: make(chan struct{})}
 	if s.log == nil {
 		s.log = discardLogger()
 	}
 	if s.heartbeat == 0 {
 		s.heartbeat = heartbeat
+	}
+	if s.unread == 0 {
+		s.unread = unreadTimeout
 	}
 	for _, rt := range routes() {
 		s.mux.Handle(rt.pattern(), s.handler(rt))
@@ -166,6 +172,11 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 				panic(http.ErrAbortHandler) // too late to say so: cut the reply short
 			}
 			s.fail(w, r, id, api.Errorf(api.CodeInternal, "volantd failed unexpectedly").WithHint("its log says more under request %s", id))
+		}
+		if w.status != 0 && w.status != http.StatusSwitchingProtocols {
+			// Package http reads what is left of the body before the next request, with
+			// no end to its patience. It sets deadlines of its own from then on.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.unread)) // not every connection has deadlines
 		}
 		s.log.Debug("request", keyRequest, id, keyMethod, r.Method, keyRoute, r.URL.Path, keyStatus, w.status, keyDur, time.Since(start))
 	}()
