@@ -80,7 +80,7 @@ func enter(vm *row.VM, to api.VMState, reason string) (api.Event, error) {
 		vm.WantPaused, vm.Has, vm.SizeError = false, row.Size{}, ""
 	}
 	if vm.Ended() {
-		vm.PID, vm.Record, vm.AgentUp, vm.Initramfs = 0, nil, false, ""
+		vm.PID, vm.Record, vm.AgentUp, vm.Initramfs, vm.AgentImage = 0, nil, false, "", ""
 	}
 	if vm.Ended() || to == api.VMStarting {
 		resetHealth(vm)
