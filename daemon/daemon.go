@@ -174,6 +174,7 @@ type timing struct {
 	network    time.Duration // of one change to tap or rules
 	retryMin   time.Duration // pause after a step that failed for the host's sake (store, driver), doubling
 	retryMax   time.Duration
+	stalled    time.Duration // before a guest that its VMM has stopped is let go on
 	restartMin time.Duration // pause before an automatic restart, doubling
 	restartMax time.Duration
 	steady     time.Duration // a VM that ran this long begins anew with restartMin
@@ -186,7 +187,7 @@ func defaultTiming() timing {
 	return timing{
 		launch: time.Minute, kill: 20 * time.Second, call: 5 * time.Second, powerOff: 10 * time.Second,
 		stats: 2 * time.Second, drain: 2 * time.Second, silence: 15 * time.Second, network: 30 * time.Second,
-		retryMin: 250 * time.Millisecond, retryMax: 30 * time.Second,
+		retryMin: 250 * time.Millisecond, retryMax: 30 * time.Second, stalled: 5 * time.Second,
 		restartMin: time.Second, restartMax: time.Minute, steady: time.Minute,
 		tick: 30 * time.Second, grace: time.Hour, fresh: time.Minute,
 	}

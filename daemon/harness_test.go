@@ -167,7 +167,7 @@ func (w *world) start(opt options) *instance {
 		db.Close()
 		w.t.Fatalf("New: %v", err)
 	}
-	in.t.retryMin, in.t.retryMax = 5*time.Millisecond, 50*time.Millisecond
+	in.t.retryMin, in.t.retryMax, in.t.stalled = 5*time.Millisecond, 50*time.Millisecond, 5*time.Millisecond
 	in.t.restartMin, in.t.restartMax = 10*time.Millisecond, 50*time.Millisecond
 	if opt.timing != nil {
 		opt.timing(&in.t)

@@ -32,6 +32,7 @@ type machine struct {
 	lost    chan struct{} // closed when the driver has lost hold of the machine
 	drained chan struct{} // closed when no more log lines can come
 	news    chan struct{} // one place; receives when report was changed
+	stalls  chan struct{} // one place; receives when the VMM has stopped the guest by itself
 
 	mu     sync.Mutex
 	latest report             // guarded by mu
@@ -59,6 +60,7 @@ func (d *Daemon) newMachine(vm *row.VM, mach hv.VM, withAgent, asleep bool, log 
 	m := &machine{
 		vm: mach, id: vm.ID, incarnation: vm.Incarnation, log: log, t: d.t, held: time.Now(),
 		exited: make(chan struct{}), lost: make(chan struct{}), drained: make(chan struct{}), news: make(chan struct{}, 1),
+		stalls: make(chan struct{}, 1),
 	}
 	if withAgent {
 		m.logs = d.newLog(vm.ID, vm.Incarnation)
@@ -72,6 +74,7 @@ func (d *Daemon) newMachine(vm *row.VM, mach hv.VM, withAgent, asleep bool, log 
 		m.sleep()
 	}
 	m.wg.Go(func() { m.await(ctx) })
+	m.wg.Go(m.watch)
 	if withAgent {
 		m.wg.Go(func() { m.follow(ctx) })
 	} else {
@@ -105,6 +108,20 @@ func (m *machine) await(ctx context.Context) {
 	case ctx.Err() == nil:
 		m.log.Warn("hold on the machine lost", keyErr, err)
 		close(m.lost)
+	}
+}
+
+// watch tells of a guest that its VMM has stopped. It ends when the machine is
+// let go of.
+func (m *machine) watch() {
+	for e := range m.vm.Events() {
+		if e.Type != hv.EventPaused || m.asleep() {
+			continue
+		}
+		select {
+		case m.stalls <- struct{}{}:
+		default:
+		}
 	}
 }
 

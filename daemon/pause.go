@@ -118,6 +118,41 @@ func (w *worker) resume(ctx context.Context, vm *row.VM) error {
 	return err
 }
 
+// errHeld says that a VMM stopped its guest again as soon as it was let go on.
+var errHeld = errors.New("the hypervisor still holds the guest")
+
+// stalled notes that the VMM has stopped the guest without being told to: QEMU
+// does when it cannot write to a disk of the host, and then writes again when the
+// guest goes on, so that the guest notices nothing but the time. The VM counts as
+// paused, without anybody wanting that, and the steps that follow try to let it go
+// on, again and again.
+func (w *worker) stalled(ctx context.Context, vm *row.VM) error {
+	state, err := w.live.state(ctx)
+	if err != nil {
+		return w.ifHeld(ctx, vm, fmt.Errorf("state of a machine that has stopped: %w", err))
+	}
+	if state != hv.StatePaused {
+		return nil // it went on, or ends
+	}
+	w.live.sleep()
+	_, err = w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
+		if vm.Status != api.VMRunning {
+			return nil, nil
+		}
+		ev, err := enter(vm, api.VMPaused, reasonStalled)
+		vm.AgentUp = false
+		return []api.Event{ev}, err
+	})
+	if err == nil {
+		w.log.Warn("VM stopped by its hypervisor", keyName, vm.Name)
+		w.sleep(ctx, w.d.t.stalled)
+	}
+	return err
+}
+
+// reasonStalled is the Reason of a VM that its hypervisor holds.
+const reasonStalled = "its hypervisor has stopped it, most likely because a disk of the host is full; it goes on by itself once there is room"
+
 // awake makes the machine run that the worker holds, and waits at most d for its
 // guest to know that it stood still. It does nothing to one that does not stand
 // still.
@@ -134,6 +169,11 @@ func (w *worker) awake(ctx context.Context, d time.Duration) error {
 	defer t.Stop()
 	select {
 	case <-woken:
+	case <-w.live.stalls:
+		if state, err := w.live.state(ctx); err == nil && state == hv.StatePaused {
+			w.live.sleep()
+			return errHeld
+		}
 	case <-w.live.exited:
 	case <-w.live.lost:
 	case <-ctx.Done():
@@ -160,6 +200,13 @@ func (w *worker) command(ctx context.Context, do func(context.Context) error) er
 	ctx, cancel := context.WithTimeout(ctx, w.d.t.kill)
 	defer cancel()
 	return do(ctx)
+}
+
+// state asks the VMM how the machine stands.
+func (m *machine) state(ctx context.Context) (hv.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.t.kill)
+	defer cancel()
+	return m.vm.State(ctx)
 }
 
 // ifHeld is what follows a command that failed: the machine's end, if that is

@@ -181,6 +181,56 @@ func TestPauseOutlivesDaemon(t *testing.T) {
 	}
 }
 
+// A guest that its hypervisor stops is shown as it is, and let go on as soon as
+// that lasts.
+func TestStalled(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	d := w.start(options{})
+	d.equip()
+	d.create("web", "serve")
+	vm := d.must("web", api.WaitHealthy)
+	m := w.hv.Machine(vm.ID)
+	again := 3
+	w.hv.SetHook(hvtest.OpResume, func(context.Context, string) error {
+		if again--; again > 0 {
+			time.AfterFunc(5*time.Millisecond, m.Stall) // there is no room yet
+		}
+		return nil
+	})
+	m.Stall()
+	stands := func(vm row.VM) bool { return vm.Status == api.VMPaused && vm.Reason != "" && !vm.AgentUp }
+	d.eventually("web", "stands still, and says why", stands)
+	d.eventually("web", "goes on", func(vm row.VM) bool {
+		return w.hv.Calls(hvtest.OpResume) >= 3 && vm.Status == api.VMRunning && vm.Reason == "" && vm.AgentUp && m.State() == hv.StateRunning
+	})
+	// It may have run for a moment before it stood still again.
+	got := d.eventTypes("web")[4:]
+	for i, e := range got {
+		if want := []api.EventType{api.EventVMPaused, api.EventVMResumed}[i%2]; e != want {
+			t.Errorf("events %v, want paused and resumed in turns", got)
+		}
+	}
+	if len(got) < 2 || len(got)%2 != 0 {
+		t.Errorf("events %v, want each stop to end", got)
+	}
+	if wakes := w.guest(vm.ID).woken(); len(wakes) == 0 {
+		t.Error("the guest was not told what time it is")
+	}
+
+	// Whoever wants it to stop need not wait for room.
+	w.hv.SetHook(hvtest.OpResume, func(context.Context, string) error {
+		time.AfterFunc(time.Millisecond, m.Stall)
+		return nil
+	})
+	m.Stall()
+	d.eventually("web", "stands still again", stands)
+	if _, err := d.StopVM(ctx, "web", api.VMStop{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	d.must("web", api.WaitStopped)
+}
+
 // A hypervisor that does not do as told is asked again, and a wish that is
 // withdrawn meanwhile leaves nothing behind.
 func TestPauseFails(t *testing.T) {

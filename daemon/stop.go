@@ -52,6 +52,8 @@ func (w *worker) supervise(ctx context.Context, vm *row.VM) error {
 		case <-m.lost:
 			w.release()
 			return nil
+		case <-m.stalls:
+			return w.stalled(ctx, vm)
 		case <-w.wake:
 			return nil // look at the wish
 		case <-ctx.Done():

@@ -293,3 +293,45 @@ func TestDiskFills(t *testing.T) {
 	h.volar("vms", "create", "after", "--plugin", "hello", "--wait=healthy")
 	h.answers(h.vm("after").IPAddress)
 }
+
+// TestDiskFillsUnderGuest has a guest write more to its volume than the host's
+// disk holds: the hypervisor stops it, that is told, and it goes on when there is
+// room, without having noticed.
+func TestDiskFillsUnderGuest(t *testing.T) {
+	h := newHost(t)
+	volumes := filepath.Join(h.dir, "data", "volumes")
+	if err := os.MkdirAll(volumes, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", volumes, "tmpfs", 0, "size=48m,mode=0700"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		h.try("vms", "delete", "writer", "--force")
+		syscall.Unmount(volumes, syscall.MNT_DETACH)
+	})
+	h.start()
+	h.installTools(t)
+	h.volar("vms", "create", "writer", "--plugin", "tools", "-v", "scratch:/scratch", "--wait=healthy")
+	before := h.vm("writer")
+
+	done := make(chan result, 1)
+	go func() {
+		done <- h.try("exec", "writer", "--", "sh", "-c", "busybox dd if=/dev/urandom of=/scratch/x bs=1M count=64 && busybox sync && busybox md5sum /scratch/x")
+	}()
+	h.becomes("writer", "is paused, and says why", func(vm api.VM) bool { return vm.Status == api.VMPaused && strings.Contains(vm.Reason, "disk") })
+	select {
+	case r := <-done:
+		t.Logf("the command was cut off: %+v", r) // as every session of a VM that is paused
+	case <-time.After(30 * time.Second):
+		t.Error("the session of a VM that stands still goes on")
+	}
+	if err := syscall.Mount("", volumes, "", syscall.MS_REMOUNT, "size=128m,mode=0700"); err != nil {
+		t.Fatal(err)
+	}
+	h.becomes("writer", "goes on", func(vm api.VM) bool { return vm.Status == api.VMRunning && vm.Healthy && vm.Reason == "" })
+	if vm := h.vm("writer"); vm.PID != before.PID || vm.Incarnation != 1 {
+		t.Errorf("VM writer after the full disk: %+v", vm)
+	}
+	h.volar("exec", "writer", "--", "sh", "-c", "busybox dd if=/dev/zero of=/scratch/y bs=1M count=8 conv=fsync && busybox touch /scratch/z && test -z \"$(busybox dmesg | busybox grep -i 'i/o error')\"")
+}

@@ -40,7 +40,8 @@ type VM struct {
 	Runtime string    `json:"runtime"`
 	Status  VMState   `json:"status"`
 	Desired VMDesired `json:"desired"`
-	// Reason says why the VM crashed or failed; empty otherwise.
+	// Reason says why the VM crashed or failed, or why it is paused when nobody
+	// asked for that; empty otherwise.
 	Reason string `json:"reason,omitempty"`
 	// AgentUp is set while the agent in the guest answers, Healthy once the
 	// workload passed its probe. Both are flags beside Status, not states.

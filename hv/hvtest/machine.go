@@ -108,6 +108,21 @@ func (m *Machine) Crash() {
 	m.end(hv.Exit{Reason: hv.ExitCrashed, Detail: "signal: killed"})
 }
 
+// Stall is the VMM stopping the guest without being told to, as QEMU does when a
+// disk of the host is full. Resume lets it go on.
+func (m *Machine) Stall() {
+	m.mu.Lock()
+	stalled := m.state == hv.StateRunning
+	if stalled {
+		m.state, m.resumed = hv.StatePaused, make(chan struct{})
+	}
+	vm := m.vm
+	m.mu.Unlock()
+	if stalled && vm != nil {
+		vm.emit(hv.EventPaused)
+	}
+}
+
 // Print writes to the guest's console. Without a daemon attached the text is
 // lost.
 func (m *Machine) Print(text string) {
