@@ -32,6 +32,7 @@ func features(c hv.Capabilities) []api.Feature {
 		{"vfio", c.Device, needsCloudHypervisor},
 		{"shares", c.Share, "a QEMU that was built with vhost-user-fs (Debian's is), or Cloud Hypervisor"},
 		{"balloon", c.Balloon, "QEMU 5.1 or newer, built with virtio-balloon, or Cloud Hypervisor"},
+		{"merge", c.Merge, "QEMU on a kernel with KSM; Cloud Hypervisor's memory is a shared mapping, which KSM leaves alone"},
 		{"unprivileged", c.Unprivileged, needsRoot},
 	}
 	out := make([]api.Feature, len(list))

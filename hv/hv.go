@@ -71,11 +71,13 @@ type Capabilities struct {
 	ResizeMemory bool `json:"resize_memory"`
 	PlugDisk     bool `json:"plug_disk"`
 	PlugNIC      bool `json:"plug_nic"`
-	// Pmem, Share, Device and Balloon say which of a Spec's things are understood.
+	// Pmem, Share, Device, Balloon and Merge say which of a Spec's things are
+	// understood.
 	Pmem    bool `json:"pmem"`
 	Share   bool `json:"share"`
 	Device  bool `json:"device"`
 	Balloon bool `json:"balloon"`
+	Merge   bool `json:"merge"`
 	// Unprivileged says that the VMM can run as Spec.User.
 	Unprivileged bool `json:"unprivileged"`
 
@@ -101,8 +103,16 @@ type Spec struct {
 	// memory of the machine's own.
 	MemoryFile string
 	// Balloon gives the guest a device by which it returns the memory that it does
-	// not use to the host.
+	// not use to the host. A template has the device, and reports nothing by it, and
+	// so have its forks: what one of them returned would be gone from the memory of
+	// all.
 	Balloon bool
+	// MergeMemory lets the host's kernel keep pages once that are the same in
+	// several machines (KSM). Whoever shares a page so can tell by the time that a
+	// write takes whether another machine has the like: without it, which is the
+	// default, the driver sees to it that nothing is merged. Only memory of the
+	// machine's own is; a file's, and what shares need, is not.
+	MergeMemory bool
 
 	Kernel    string   // uncompressed ELF with a PVH entry note
 	Initramfs string   // path; empty for none

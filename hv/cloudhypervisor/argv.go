@@ -79,6 +79,9 @@ func checkMachine(spec *hv.Spec, f *findings) error {
 	if err := spec.Validate(); err != nil {
 		return err
 	}
+	if spec.MergeMemory {
+		return fmt.Errorf("%w: memory that is merged: it is a shared mapping here, which the kernel never merges (see its capabilities)", hv.ErrUnsupported)
+	}
 	if n := len(spec.Dir) + 1 + len(longestSocket); n > hv.MaxSocketPath {
 		return fmt.Errorf("%w: directory %s is too long: its sockets would have paths of %d bytes, at most %d are possible",
 			hv.ErrInvalidSpec, spec.Dir, n, hv.MaxSocketPath)

@@ -214,7 +214,10 @@ func newConfig(spec *hv.Spec, f *findings) vmConfig {
 		c.Devices = append(c.Devices, deviceConfig{ID: "vfio-" + d, Path: "/sys/bus/pci/devices/" + d})
 	}
 	if spec.Balloon {
-		c.Balloon = &balloonConfig{ID: "balloon", DeflateOnOOM: true, FreeReporting: true}
+		// What is reported becomes a hole in the file behind the memory, also where
+		// that is mapped privately. A fork has its template's balloon, and would make
+		// holes in the memory of all forks.
+		c.Balloon = &balloonConfig{ID: "balloon", DeflateOnOOM: true, FreeReporting: spec.MemoryFile == ""}
 	}
 	if spec.CID != 0 {
 		c.Vsock = &vsockConfig{ID: "vsock", CID: spec.CID, Socket: filepath.Join(spec.Dir, agentSocket)}

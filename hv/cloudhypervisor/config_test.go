@@ -42,7 +42,7 @@ func configs() map[string]vmConfig {
 	}
 	bare := hv.Spec{ID: "bare", Dir: "/run/volant/vms/bare/1", VCPUs: 1, MemoryMiB: 64, Kernel: "/k/vmlinux"}
 	template := bare
-	template.MemoryFile = "/m/memory"
+	template.MemoryFile, template.Balloon = "/m/memory", true
 	return map[string]vmConfig{
 		"template": newConfig(&template, &findings{landlock: true}),
 		"full":     newConfig(&full, &findings{landlock: true}),
@@ -70,6 +70,23 @@ func TestConfig(t *testing.T) {
 	}
 	if got != string(want) {
 		t.Errorf("vm.create is sent\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestConfigMemory: what a fork reports as free must not be gone from the memory
+// that it shares with others, and a shared mapping cannot be merged.
+func TestConfigMemory(t *testing.T) {
+	if b := configs()["template"].Balloon; b == nil || b.FreeReporting {
+		t.Errorf("the balloon of a template is %+v, want one that reports nothing", b)
+	}
+	if b := configs()["full"].Balloon; b == nil || !b.FreeReporting {
+		t.Errorf("the balloon is %+v, want one that reports free pages", b)
+	}
+	spec := scriptedSpec(t)
+	spec.MergeMemory = true
+	f := &findings{caps: hv.Capabilities{MaxVCPUs: maxVCPUs, MaxDisks: maxDisks, MaxNICs: maxNICs}, traits: version{major: 54}.traits()}
+	if err := checkLaunch(&spec, f); !errors.Is(err, hv.ErrUnsupported) {
+		t.Errorf("check of a machine whose memory is merged: %v, want ErrUnsupported", err)
 	}
 }
 

@@ -101,7 +101,7 @@ func NewFake() *Fake {
 			Driver: FakeName, Version: "1.0", Binary: "/nonexistent/fake", Accel: hv.AccelTCG, Channel: hv.ChannelSerial,
 			Pause: true, PowerButton: true, Snapshot: true, Template: true, OnDemand: true,
 			ResizeCPU: true, ResizeMemory: true, PlugDisk: true, PlugNIC: true,
-			Pmem: true, Share: true, Device: true, Balloon: true, Unprivileged: true,
+			Pmem: true, Share: true, Device: true, Balloon: true, Merge: true, Unprivileged: true,
 			MaxVCPUs: 64, MaxDisks: 19, MaxNICs: 1,
 		},
 		guest:   func(*Machine) Guest { return Guest{} },
@@ -350,7 +350,7 @@ func (f *Fake) checkSpec(spec *hv.Spec) error {
 	case len(spec.NICs) > caps.MaxNICs:
 		return fmt.Errorf("%w: %d NICs, at most %d can be had", hv.ErrInvalidSpec, len(spec.NICs), caps.MaxNICs)
 	case spec.MaxVCPUs > spec.VCPUs && !caps.ResizeCPU, spec.MaxMemoryMiB > spec.MemoryMiB && !caps.ResizeMemory,
-		spec.MemoryFile != "" && !caps.Template, spec.Balloon && !caps.Balloon, len(spec.Shares) > 0 && !caps.Share, len(spec.Devices) > 0 && !caps.Device,
+		spec.MemoryFile != "" && !caps.Template, spec.Balloon && !caps.Balloon, spec.MergeMemory && !caps.Merge, len(spec.Shares) > 0 && !caps.Share, len(spec.Devices) > 0 && !caps.Device,
 		spec.User != nil && !caps.Unprivileged, slices.ContainsFunc(spec.Disks, func(d hv.Disk) bool { return d.Pmem }) && !caps.Pmem:
 		return fmt.Errorf("%w: it wants what the capabilities say is not there", hv.ErrInvalidSpec)
 	}

@@ -87,6 +87,7 @@ func checkKinds(spec *hv.Spec, f *findings) error {
 		{"host devices", len(spec.Devices) > 0, f.caps.Device},
 		{"shares", len(spec.Shares) > 0, f.caps.Share},
 		{"a balloon", spec.Balloon, f.caps.Balloon},
+		{"memory that is merged", spec.MergeMemory, f.caps.Merge},
 		{"a memory file", spec.MemoryFile != "", f.caps.Template},
 		{"a user of its own", spec.User != nil, f.caps.Unprivileged},
 	} {
@@ -137,10 +138,14 @@ func argv(spec *hv.Spec, f *findings, from *hv.Snapshot) []string {
 	if f.caps.Accel == hv.AccelKVM {
 		accel, cpu = "kvm", "host"
 	}
+	merge := "off" // QEMU's default is to let the kernel merge all memory
+	if spec.MergeMemory {
+		merge = "on"
+	}
 	a := []string{
 		f.caps.Binary,
 		"-name", "volant-" + spec.ID,
-		"-M", "microvm,acpi=on,memory-backend=" + memoryID,
+		"-M", "microvm,acpi=on,mem-merge=" + merge + ",memory-backend=" + memoryID,
 		"-object", memory(spec, f, from),
 		// Devices of virtio 1.0: virtiofsd serves no others.
 		"-global", "virtio-mmio.force-legacy=false",

@@ -28,6 +28,8 @@ func TestArgv(t *testing.T) {
 	}
 	template, full := spec, spec
 	template.MemoryFile, template.Balloon = "/m/me,mory", true
+	merged := spec
+	merged.MergeMemory = true
 	full.Balloon, full.Shares = true, []hv.Share{{Tag: "code", Socket: "/s/sh,are.sock"}}
 	tcg := findings{caps: hv.Capabilities{Binary: "/usr/bin/qemu", Accel: hv.AccelTCG, Channel: hv.ChannelSerial}, sandbox: true, tscKHz: 2596120}
 	kvm := findings{caps: hv.Capabilities{Binary: "/usr/bin/qemu", Accel: hv.AccelKVM, Channel: hv.ChannelVsock}, tscKHz: 2596120}
@@ -42,6 +44,7 @@ func TestArgv(t *testing.T) {
 	}{
 		{"tcg", spec, tcg, nil},
 		{"kvm", spec, kvm, nil},
+		{"merged", merged, kvm, nil},
 		{"template", template, tcg, nil},
 		{"fork", spec, tcg, fork},
 		{"fork-newer", spec, newer, fork},

@@ -49,6 +49,13 @@ func balloon(spec *hv.Spec, from *hv.Snapshot) string {
 	return device + ",free-page-reporting=on"
 }
 
+// mergesMemory says whether the host's kernel can merge memory at all. It does so
+// once somebody has set /sys/kernel/mm/ksm/run to 1.
+func mergesMemory() bool {
+	_, err := os.Stat("/sys/kernel/mm/ksm/run")
+	return err == nil
+}
+
 // makeMemory makes the file that a machine's memory is to be in, for its user.
 func makeMemory(spec *hv.Spec) error {
 	if spec.MemoryFile == "" {

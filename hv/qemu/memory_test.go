@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +73,61 @@ func TestBalloon(t *testing.T) {
 		}
 	}
 	t.Logf("the VMM had %.0f MiB, then %.0f, and now %.0f", before, peak, now)
+}
+
+// TestMergeMemory looks what the host's kernel was told of the guest's memory.
+func TestMergeMemory(t *testing.T) {
+	b := newBench(t)
+	d := qemu.New(qemu.Config{})
+	caps, err := d.Probe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, merge := range []bool{false, true} {
+		spec := b.spec(t)
+		spec.MergeMemory = merge
+		vm, err := d.Launch(t.Context(), spec)
+		if merge && !caps.Merge {
+			if !errors.Is(err, hv.ErrUnsupported) {
+				t.Errorf("Launch on a host without KSM: %v, want ErrUnsupported", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer vm.Kill(t.Context())
+		if kib := mergeableKiB(t, vm.Record().PID); !merge && kib != 0 || merge && kib < spec.MemoryMiB<<10 {
+			t.Errorf("with MergeMemory %v the kernel may merge %d KiB of %d MiB", merge, kib, spec.MemoryMiB)
+		}
+	}
+}
+
+// mergeableKiB returns how much of a process's memory KSM may merge: what has the
+// flag mg of proc_pid_smaps(5).
+func mergeableKiB(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, size, flags := 0, 0, 0
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		switch f[0] {
+		case "Size:":
+			fmt.Sscan(f[1], &size)
+		case "VmFlags:":
+			flags++
+			if slices.Contains(f, "mg") {
+				sum += size
+			}
+		}
+	}
+	if flags == 0 {
+		t.Fatal("smaps has no VmFlags")
+	}
+	return sum
 }
 
 // virtiofsd starts the one of this host for a directory, and returns the path of

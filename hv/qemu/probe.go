@@ -100,6 +100,7 @@ func look(ctx context.Context, path string, accel Choice) (*findings, error) {
 			Share: in.has(askShare, "tag"), Balloon: in.has(askBalloon, "free-page-reporting"),
 			// Only root can become another user.
 			Unprivileged: os.Geteuid() == 0,
+			Merge:        mergesMemory(),
 			// microvm takes no vCPUs, memory or devices while it runs, has no place for
 			// persistent memory, and no PCI bus.
 		},
