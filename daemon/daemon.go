@@ -104,6 +104,12 @@ type Config struct {
 	// VMMUser is who VMMs run as; nil for whoever runs the daemon. A hypervisor that
 	// cannot is not used then.
 	VMMUser *hv.User
+	// KeepFreePages leaves guests without the balloon by which they return what
+	// they have freed, where the hypervisor has one.
+	KeepFreePages bool
+	// MergeMemory is hv.Spec's, where the hypervisor can: for operators whose VMs
+	// may learn of each other what they hold.
+	MergeMemory bool
 	// Cgroups keeps VMMs in groups of their own. With nil, and as far as the host
 	// has none to give, VMs run without limits.
 	Cgroups Cgroups

@@ -56,6 +56,9 @@ func flagTable(t *testing.T) string {
 			envs[i] = "`" + e + "`"
 		}
 		name := "--" + f.Name
+		if f.Tag.Negatable != "" {
+			name = "--[no-]" + f.Name
+		}
 		if !f.IsBool() {
 			name += "=" + f.PlaceHolder
 		}
@@ -80,7 +83,10 @@ func TestEnvironment(t *testing.T) {
 		"VOLANT_CLOUD_HYPERVISOR": {"/c", "--cloud-hypervisor"},
 		"VOLANT_BOOT_TIMEOUT":     {"3s", "--boot-timeout"},
 		"VOLANT_LOG_LEVEL":        {"warn", "--log-level"},
-		"VOLANT_LOG_FORMAT":       {"json", "--log-format"},
+		"VOLANT_MERGE_MEMORY":     {"true", "--merge-memory"},
+
+		"VOLANT_FREE_PAGE_REPORTING": {"false", "--free-page-reporting"},
+		"VOLANT_LOG_FORMAT":          {"json", "--log-format"},
 	} {
 		t.Run(env, func(t *testing.T) {
 			parse := func(args ...string) (g grammar) {
@@ -93,7 +99,7 @@ func TestEnvironment(t *testing.T) {
 				}
 				return g
 			}
-			plain, want := parse(), parse(c.flag, c.value)
+			plain, want := parse(), parse(c.flag+"="+c.value)
 			t.Setenv(env, c.value)
 			if got := parse(); !reflect.DeepEqual(got, want) || reflect.DeepEqual(got, plain) {
 				t.Errorf("%s=%s gives %+v, want %+v", env, c.value, got, want)

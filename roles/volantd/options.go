@@ -32,8 +32,11 @@ type Options struct {
 	// MemoryOvercommit and MemoryReserveMiB are daemon.Config's.
 	MemoryOvercommit float64
 	MemoryReserveMiB int
-	Cgroup           string // below the top of each hierarchy; "none" and empty: no groups
-	Version          string
+	// KeepFreePages and MergeMemory are daemon.Config's too.
+	KeepFreePages bool
+	MergeMemory   bool
+	Cgroup        string // below the top of each hierarchy; "none" and empty: no groups
+	Version       string
 	// KeepEvents is how many events the journal keeps, 0 for the daemon's default;
 	// KeepEventsFor is how old they may be, 0 for any age.
 	KeepEvents    int

@@ -47,6 +47,8 @@ type grammar struct {
 	VMMUser    string        `name:"vmm-user" help:"Who VMMs run as, as UID or UID:GID, in place of root; /dev/kvm must be open to that group." env:"VOLANT_VMM_USER" placeholder:"UID[:GID]"`
 	Overcommit float64       `name:"memory-overcommit" help:"How many times the memory of this host VMs may be promised, of which the reserve is taken off; 0 for any amount (default: ${default})." env:"VOLANT_MEMORY_OVERCOMMIT" default:"1" placeholder:"FACTOR"`
 	Reserve    int           `name:"memory-reserve-mb" help:"How much memory of this host is never promised to VMs, in MiB (default: ${default})." env:"VOLANT_MEMORY_RESERVE_MB" default:"512" placeholder:"MIB"`
+	Reporting  bool          `name:"free-page-reporting" help:"Give guests a balloon by which they return to this host what memory they have freed (default: yes)." env:"VOLANT_FREE_PAGE_REPORTING" default:"true" negatable:""`
+	Merge      bool          `name:"merge-memory" help:"Let this host's kernel merge equal memory of VMs (KSM), by which a VM can find out what is in the memory of others." env:"VOLANT_MERGE_MEMORY"`
 	Cgroup     string        `help:"Control group below which VMs have theirs, in every hierarchy; none for no groups, and no limits (default: ${default})." env:"VOLANT_CGROUP" default:"volant" placeholder:"NAME"`
 	LogLevel   string        `help:"What is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL"`
 	LogFormat  string        `help:"How it is logged: ${enum} (default: ${default})." env:"VOLANT_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORM"`
@@ -110,6 +112,7 @@ func (g *grammar) options(version string, stderr io.Writer) (Options, error) {
 		DataDir: g.DataDir, RuntimeDir: g.RuntimeDir, Listen: g.Listen, Bridge: g.Bridge,
 		Hypervisor: g.Hypervisor, QEMU: g.QEMU, CloudHypervisor: g.CH, BootTimeout: g.Boot, Version: version,
 		Cgroup: g.Cgroup, MemoryOvercommit: g.Overcommit, MemoryReserveMiB: g.Reserve,
+		KeepFreePages: !g.Reporting, MergeMemory: g.Merge,
 	}
 	if g.Boot <= 0 {
 		return opt, fmt.Errorf("--boot-timeout: %v is not a duration above 0s", g.Boot)

@@ -97,7 +97,8 @@ func Run(ctx context.Context, opt Options) (err error) {
 		Bridge: opt.Bridge, Nameservers: opt.DNS, DataDir: opt.DataDir, RuntimeDir: opt.RuntimeDir, AgentBinary: opt.AgentBinary, AgentImage: agentImage,
 		Version: opt.Version, Listen: "unix:" + ln.Addr().String(), BootTimeout: opt.BootTimeout, Log: opt.Log,
 		Images: images{&opt.Registry}, ImageCap: opt.ImageCap,
-		VMMUser: opt.VMMUser, MemoryOvercommit: opt.MemoryOvercommit, MemoryReserveMiB: opt.MemoryReserveMiB, KeepEvents: opt.KeepEvents, KeepEventsFor: opt.KeepEventsFor,
+		VMMUser: opt.VMMUser, MemoryOvercommit: opt.MemoryOvercommit, MemoryReserveMiB: opt.MemoryReserveMiB, KeepFreePages: opt.KeepFreePages, MergeMemory: opt.MergeMemory,
+		KeepEvents: opt.KeepEvents, KeepEventsFor: opt.KeepEventsFor,
 	}
 	if groups != nil {
 		cfg.Cgroups = groups
