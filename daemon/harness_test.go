@@ -771,7 +771,7 @@ func (g *fakeGuest) handler() http.Handler {
 			<-r.Context().Done()
 			return
 		}
-		json.NewEncoder(w).Encode(wire.Memory{Total: 60 << 20, Available: 40 << 20, Agent: 9 << 20})
+		json.NewEncoder(w).Encode(wire.Memory{Total: 60 << 20, Available: 40 << 20, Agent: 9 << 20, Kernel: 5 << 20, Workload: 4 << 20})
 	})
 	mux.HandleFunc("POST "+wire.PathShutdown, func(w http.ResponseWriter, r *http.Request) {
 		var how wire.Shutdown

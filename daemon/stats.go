@@ -259,8 +259,8 @@ func (a *agent) memory(ctx context.Context) (api.GuestMemory, error) {
 	if err := a.get(ctx, wire.PathMemory, nil, &m); err != nil {
 		return api.GuestMemory{}, err
 	}
-	if m.Total < 0 || m.Available < 0 || m.Agent < 0 {
+	if min(m.Total, m.Available, m.Agent, m.Kernel, m.Workload) < 0 {
 		return api.GuestMemory{}, fmt.Errorf("the guest says %+v", m)
 	}
-	return api.GuestMemory{Total: m.Total, Available: m.Available, Agent: m.Agent}, nil
+	return api.GuestMemory{Total: m.Total, Available: m.Available, Agent: m.Agent, Kernel: m.Kernel, Workload: m.Workload}, nil
 }

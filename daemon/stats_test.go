@@ -45,7 +45,7 @@ func TestStats(t *testing.T) {
 	}
 	hung, web := s.VMs[0], s.VMs[1]
 	if *web.CPUNanos != 3e9 || *web.MemoryUsed != 50<<20 || *web.DiskRead != 7 || *web.DiskWrite != 8 || *web.Threads != 9 || web.MemoryGiven != 64<<20 || web.VCPUs != 1 ||
-		*web.NetReceived != 1000 || *web.NetSent != 2000 || web.UptimeSeconds <= 0 || web.Guest == nil || *web.Guest != (api.GuestMemory{Total: 60 << 20, Available: 40 << 20, Agent: 9 << 20}) || web.Missing != nil {
+		*web.NetReceived != 1000 || *web.NetSent != 2000 || web.UptimeSeconds <= 0 || web.Guest == nil || *web.Guest != (api.GuestMemory{Total: 60 << 20, Available: 40 << 20, Agent: 9 << 20, Kernel: 5 << 20, Workload: 4 << 20}) || web.Missing != nil {
 		t.Errorf("web uses %+v", web)
 	}
 	if hung.Guest != nil || *hung.CPUNanos != 3e9 || !slices.Equal(hung.Missing, []string{"guest: it did not answer in time"}) {

@@ -11,8 +11,9 @@ import (
 func TestMemory(t *testing.T) {
 	dir := t.TempDir()
 	for path, content := range map[string]string{
-		"proc/meminfo":     "MemTotal:         100 kB\nMemFree:           20 kB\nMemAvailable:      50 kB\n",
-		"proc/self/status": "Name:\tinit\nVmRSS:\t     9 kB\nThreads:\t5\n",
+		"proc/meminfo": "MemTotal:         100 kB\nMemFree:           20 kB\nMemAvailable:      50 kB\n" +
+			"AnonPages:         30 kB\nShmem:              6 kB\nSUnreclaim:         8 kB\nKernelStack:        4 kB\nPageTables:         2 kB\nPercpu:             1 kB\n",
+		"proc/self/status": "Name:\tinit\nVmRSS:\t     9 kB\nRssAnon:\t     5 kB\nRssFile:\t     3 kB\nRssShmem:\t     1 kB\nThreads:\t5\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
 			t.Fatal(err)
@@ -21,7 +22,7 @@ func TestMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := wire.Memory{Total: 100 << 10, Available: 50 << 10, Agent: 9 << 10}
+	want := wire.Memory{Total: 100 << 10, Available: 50 << 10, Agent: 9 << 10, Kernel: 15 << 10, Workload: 30 << 10}
 	if m, err := memory(rooted(dir)); m != want || err != nil {
 		t.Errorf("memory() = %+v, %v, want %+v", m, err, want)
 	}

@@ -100,6 +100,8 @@ func TestResources(t *testing.T) {
 		}
 		if g := *a.Guest; g.Total < 64<<20 || g.Total > 128<<20 || g.Available < 1<<20 || g.Available > g.Total || g.Agent < 1<<20 || g.Agent > 64<<20 {
 			t.Errorf("the guest's memory: %+v", g)
+		} else if g.Kernel < 1<<20 || g.Workload < 1<<16 || g.Kernel+g.Workload > g.Total-g.Available {
+			t.Errorf("the guest's memory is shared out so: %+v", g)
 		}
 		if *a.MemoryUsed < 32<<20 || *a.MemoryUsed > 400<<20 || *a.Threads < 2 || a.UptimeSeconds <= 0 || *a.NetReceived == 0 || *a.NetSent == 0 {
 			t.Errorf("stats: memory %d, threads %d, up %v, network %d/%d", *a.MemoryUsed, *a.Threads, a.UptimeSeconds, *a.NetReceived, *a.NetSent)
@@ -112,7 +114,7 @@ func TestResources(t *testing.T) {
 		if used := time.Duration(*b.CPUNanos - *a.CPUNanos); used <= 0 || used > 3*took {
 			t.Errorf("in %v, busy, it used %v of processors", took, used)
 		}
-		t.Logf("a guest of 128 MiB: VMM %d MiB, kestrel %d KiB, guest %d of %d MiB available", *a.MemoryUsed>>20, a.Guest.Agent>>10, a.Guest.Available>>20, a.Guest.Total>>20)
+		t.Logf("a guest of 128 MiB: VMM %d MiB, kestrel %d KiB, kernel %d KiB, workload %d KiB, guest %d of %d MiB available", *a.MemoryUsed>>20, a.Guest.Agent>>10, a.Guest.Kernel>>10, a.Guest.Workload>>10, a.Guest.Available>>20, a.Guest.Total>>20)
 	})
 
 	t.Run("pause", func(t *testing.T) {

@@ -42,6 +42,11 @@ type GuestMemory struct {
 	Total     int64 `json:"total_bytes"`     // without what its kernel kept for itself
 	Available int64 `json:"available_bytes"` // for new programs, without swapping
 	Agent     int64 `json:"agent_bytes"`     // resident in kestrel
+	// Kernel is what the guest's kernel has taken since it booted, Workload what all
+	// programs but kestrel have; what either could drop, such as cached files, is in
+	// neither. Absent where the VM's agent is an older one, which does not tell.
+	Kernel   int64 `json:"kernel_bytes,omitempty"`
+	Workload int64 `json:"workload_bytes,omitempty"`
 }
 
 // StatsSample is what GET /stats sends, a line a sample.

@@ -91,19 +91,22 @@ func (c *cli) drawStats(s api.StatsSample, before *api.StatsSample) error {
 		}
 	}
 	tw := tabwriter.NewWriter(c.stdout, 0, 8, 2, ' ', 0)
-	row(tw, "NAME", "STATUS", "CPU", "MEM USED", "MEM", "GUEST FREE", "NET IN / OUT", "DISK READ / WRITTEN", "THREADS", "UP")
+	row(tw, "NAME", "STATUS", "CPU", "MEM USED", "MEM", "GUEST FREE", "WORKLOAD / KERNEL / AGENT", "NET IN / OUT", "DISK READ / WRITTEN", "THREADS", "UP")
 	var missing []string
 	for _, vm := range s.VMs {
 		was, ok := earlier[vm.ID]
-		guest := "-"
+		guest, shares := "-", "-"
 		if g := vm.Guest; g != nil {
 			guest = size(g.Available) + " of " + size(g.Total)
+			if g.Kernel > 0 { // no kernel has nothing
+				shares = size(g.Workload) + " / " + size(g.Kernel) + " / " + size(g.Agent)
+			}
 		}
 		up := "-"
 		if vm.UptimeSeconds > 0 {
 			up = age(s.Time, s.Time.Add(-time.Duration(vm.UptimeSeconds*float64(time.Second))))
 		}
-		row(tw, vm.VM, vm.Status, cpuShare(vm, was, ok), bytesOf(vm.MemoryUsed), size(vm.MemoryGiven), guest,
+		row(tw, vm.VM, vm.Status, cpuShare(vm, was, ok), bytesOf(vm.MemoryUsed), size(vm.MemoryGiven), guest, shares,
 			bytesOf(vm.NetReceived)+" / "+bytesOf(vm.NetSent), bytesOf(vm.DiskRead)+" / "+bytesOf(vm.DiskWrite), countOf(vm.Threads), up)
 		for _, m := range vm.Missing {
 			missing = append(missing, vm.VM+": "+m)

@@ -508,7 +508,7 @@ func (s *Service) stats(q api.StatsQuery, n int64) (api.StatsSample, error) {
 			cpu, used, bytes, threads := n*500e6, int64(100<<20), n<<20, 7
 			one.UptimeSeconds, one.CPUNanos, one.MemoryUsed, one.Threads = float64(60+n), &cpu, &used, &threads
 			one.DiskRead, one.DiskWrite, one.NetReceived, one.NetSent = &bytes, &bytes, &bytes, &bytes
-			one.Guest = &api.GuestMemory{Total: 120 << 20, Available: 90 << 20, Agent: 9 << 20}
+			one.Guest = &api.GuestMemory{Total: 120 << 20, Available: 90 << 20, Agent: 9 << 20, Kernel: 7 << 20, Workload: 12 << 20}
 		}
 		if name == "slow" {
 			one.Guest, one.Missing = nil, []string{"guest: it did not answer in time"}
