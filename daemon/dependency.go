@@ -140,16 +140,30 @@ func (w *worker) startInTurn(ctx context.Context, vm *row.VM) error {
 	return w.start(ctx, vm)
 }
 
+// bearer returns the id of the VM that has a name now. For a name that nobody has
+// it is "", which on the bus stands for whatever happens.
+func (d *Daemon) bearer(ctx context.Context, name string) (string, error) {
+	vm, err := d.store.VM(ctx, name)
+	if errors.Is(err, row.ErrNotFound) {
+		return "", nil
+	}
+	return vm.ID, err
+}
+
 // awaitOthers reports whether what the VM depends on is up. If it is not, the row
 // says what is missing, and awaitOthers returns when that may have changed.
 func (w *worker) awaitOthers(ctx context.Context, vm *row.VM) (ready bool, err error) {
 	wake := make(chan struct{}, 1)
 	for _, dep := range vm.DependsOn {
-		id := "" // of one that is not there: whatever happens
-		if other, err := w.d.store.VM(ctx, dep.VM); err == nil {
-			id = other.ID
+		id, err := w.d.bearer(ctx, dep.VM)
+		if err != nil {
+			return false, err
 		}
 		defer w.d.bus.unsubscribe(w.d.bus.join(id, wake))
+		// From here on that VM's loss of the name wakes; before, it was not heard.
+		if now, err := w.d.bearer(ctx, dep.VM); err != nil || now != id {
+			return false, err // look again
+		}
 	}
 	missing, err := w.d.unmet(ctx, vm)
 	if err != nil || missing == "" {

@@ -3,11 +3,13 @@ package daemon
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/hv/hvtest"
 	"github.com/volantvm/volant/store/row"
 )
 
@@ -82,6 +84,56 @@ func TestStartsInTurn(t *testing.T) {
 	}
 	d.eventually("web", "waiting again", waits("VM db to be healthy: there is no such VM"))
 	d.create("db", "serve")
+	d.must("web", api.WaitHealthy)
+	w.checkWorld(d.settle())
+}
+
+// swappedStore lets another VM take the name db right after it was read.
+type swappedStore struct {
+	Store
+	swap atomic.Pointer[func()]
+}
+
+func (s *swappedStore) VM(ctx context.Context, name string) (row.VM, error) {
+	vm, err := s.Store.VM(ctx, name)
+	if name == "db" {
+		if swap := s.swap.Swap(nil); swap != nil {
+			(*swap)()
+		}
+	}
+	return vm, err
+}
+
+// Who waits for a name hears of the VM that has it now, also when it went to
+// another while the waiter was looking.
+func TestWaitsForTheNewOne(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	var s swappedStore
+	d := w.start(options{
+		config: func(c *Config) { s.Store, c.Store = c.Store, &s },
+		timing: func(t *timing) { t.tick = time.Hour }, // which would find out too
+	})
+	d.equip()
+	d.createFrom(api.VMCreate{Name: "db", Plugin: "serve", Stopped: true})
+	if _, err := d.after("web", "serve", "db"); err != nil {
+		t.Fatal(err)
+	}
+	d.eventually("web", "waiting", func(vm row.VM) bool { return vm.WaitingFor != "" })
+	entered, release := w.hv.Hang(hvtest.OpLaunch)
+	defer release()
+	swap := func() {
+		if err := d.DeleteVM(ctx, "db", api.VMStop{}); err != nil {
+			t.Error(err)
+		}
+		d.must("db", api.WaitDeleted)
+		d.create("db", "serve")
+		<-entered
+	}
+	s.swap.Store(&swap)
+	d.kick(mustVM(t, d, "web").ID)
+	d.eventually("web", "waiting for the other", func(vm row.VM) bool { return vm.WaitingFor == "VM db to be running: it is starting" })
+	release()
 	d.must("web", api.WaitHealthy)
 	w.checkWorld(d.settle())
 }
