@@ -91,25 +91,20 @@ type gatedCgroups struct {
 	gate *gate
 }
 
-func (g *gatedCgroups) Make(id string, l cgroup.Limits) ([]string, error) {
-	if err := g.gate.act(); err != nil {
-		return nil, err
-	}
-	return g.memCgroups.Make(id, l)
+func (g *gatedCgroups) Make(id string, l cgroup.Limits) (paths []string, err error) {
+	err = g.gate.do(func() error {
+		paths, err = g.memCgroups.Make(id, l)
+		return err
+	})
+	return paths, err
 }
 
 func (g *gatedCgroups) Limit(id string, l cgroup.Limits) error {
-	if err := g.gate.act(); err != nil {
-		return err
-	}
-	return g.memCgroups.Limit(id, l)
+	return g.gate.do(func() error { return g.memCgroups.Limit(id, l) })
 }
 
 func (g *gatedCgroups) Remove(ctx context.Context, id string) error {
-	if err := g.gate.act(); err != nil {
-		return err
-	}
-	return g.memCgroups.Remove(ctx, id)
+	return g.gate.do(func() error { return g.memCgroups.Remove(ctx, id) })
 }
 
 func TestCgroups(t *testing.T) {

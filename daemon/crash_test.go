@@ -561,6 +561,34 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 }
 
+// What a daemon was writing when it was killed is written before its successor
+// looks, or never: a process takes its transactions with it.
+func TestKilledInAWrite(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	d := w.start(options{})
+	d.equip()
+	d.createFrom(api.VMCreate{Name: "web", Plugin: "serve", Stopped: true})
+	vm := mustVM(t, d, "web")
+	begun := make(chan struct{})
+	go d.db.ChangeVM(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) { // does not return before the test is over
+		close(begun)
+		for deadline := time.Now().Add(patience); d.gate.open() && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(20 * time.Millisecond)
+		vm.Reason = "written"
+		return nil, nil
+	})
+	<-begun
+	d.kill()
+	d = w.start(options{})
+	if vm := mustVM(t, d, "web"); vm.Reason != "written" {
+		t.Errorf("a killed daemon still writes: %+v", vm)
+	}
+	d.settle()
+}
+
 // Like TestKilledAnywhere, and the daemon that cleans up is killed too.
 func TestKilledTwice(t *testing.T) {
 	if testing.Short() {

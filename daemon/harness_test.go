@@ -79,40 +79,69 @@ type instance struct {
 // gate is where a killed daemon's actions end.
 type gate struct {
 	mu     sync.Mutex
-	closed bool          // guarded by mu
-	free   chan struct{} // closed when the test is over
-	before func()        // guarded by mu; called before each action on the world
+	closed bool           // guarded by mu
+	free   chan struct{}  // closed when the test is over
+	before func()         // guarded by mu; called before each action on the world
+	inside sync.WaitGroup // actions under way; Add under mu while the gate is open
 }
 
 var errDead = errors.New("this daemon was killed")
 
-// act precedes every action on the world.
+// act precedes an action on the world that may be cut anywhere.
 func (g *gate) act() error {
+	g.meet()
+	return g.pass()
+}
+
+func (g *gate) meet() {
 	g.mu.Lock()
 	before := g.before
 	g.mu.Unlock()
 	if before != nil {
 		before()
 	}
-	return g.pass()
+}
+
+// do runs an action on the world that happens or does not: close waits for it.
+// The action must not come to this gate again.
+func (g *gate) do(action func() error) error {
+	g.meet()
+	g.mu.Lock()
+	closed := g.closed
+	if !closed {
+		g.inside.Add(1)
+	}
+	g.mu.Unlock()
+	if closed {
+		<-g.free
+		return errDead
+	}
+	defer g.inside.Done()
+	return action()
 }
 
 // pass blocks a killed daemon until the test is over, and then refuses.
 func (g *gate) pass() error {
-	g.mu.Lock()
-	closed := g.closed
-	g.mu.Unlock()
-	if closed {
+	if !g.open() {
 		<-g.free
 		return errDead
 	}
 	return nil
 }
 
-func (g *gate) close() {
+func (g *gate) open() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return !g.closed
+}
+
+// close lets nothing more through. On return nothing is under way either: what a
+// process was doing when it died is done, or not, before another can begin.
+func (g *gate) close() {
+	g.mu.Lock()
 	g.closed = true
+	g.mu.Unlock()
+	g.inside.Wait()
 }
 
 type options struct {
@@ -131,12 +160,15 @@ func (w *world) start(opt options) *instance {
 		in.gate.before = func() { opt.beforeAction(in) }
 	}
 	db, err := store.Open(context.Background(), filepath.Join(w.root, "state.db"), store.Options{
-		BeforeWrite: func() error {
-			err := in.gate.act()
-			if err == nil && opt.writeError != nil {
-				err = opt.writeError()
-			}
-			return err
+		AroundWrite: func(transact func() error) error {
+			return in.gate.do(func() error {
+				if opt.writeError != nil {
+					if err := opt.writeError(); err != nil {
+						return err
+					}
+				}
+				return transact()
+			})
 		},
 		AfterCommit: func(int) {
 			if opt.afterCommit != nil {
@@ -247,8 +279,8 @@ func (w *world) reboot() {
 }
 
 // gatedStore, gatedDriver and gatedNetwork let nothing of a killed daemon pass.
-// Machines need no gate: kill cuts them off; nor do writes of the store, which
-// has a place for one.
+// Machines need no gate: kill cuts them off; writes of the store pass it where
+// the store has a place for that.
 type gatedStore struct {
 	Store
 	gate *gate
@@ -266,11 +298,11 @@ type gatedDriver struct {
 	gate *gate
 }
 
-func (d *gatedDriver) Launch(ctx context.Context, spec hv.Spec) (hv.VM, error) {
-	if err := d.gate.act(); err != nil {
-		return nil, err
-	}
-	vm, err := d.Fake.Launch(ctx, spec)
+func (d *gatedDriver) Launch(ctx context.Context, spec hv.Spec) (vm hv.VM, err error) {
+	err = d.gate.do(func() error {
+		vm, err = d.Fake.Launch(ctx, spec)
+		return err
+	})
 	if gerr := d.gate.pass(); gerr != nil {
 		return nil, gerr
 	}
@@ -284,11 +316,12 @@ func (d *gatedDriver) Find(ctx context.Context, dir string) (hv.Record, error) {
 	return d.Fake.Find(ctx, dir)
 }
 
-func (d *gatedDriver) Attach(ctx context.Context, rec hv.Record) (hv.VM, error) {
-	if err := d.gate.act(); err != nil {
-		return nil, err
-	}
-	return d.Fake.Attach(ctx, rec)
+func (d *gatedDriver) Attach(ctx context.Context, rec hv.Record) (vm hv.VM, err error) {
+	err = d.gate.do(func() error {
+		vm, err = d.Fake.Attach(ctx, rec)
+		return err
+	})
+	return vm, err
 }
 
 type gatedNetwork struct {
@@ -298,18 +331,16 @@ type gatedNetwork struct {
 
 func (g *gatedNetwork) Ensure(ctx context.Context) error { return g.gate.pass() }
 
-func (g *gatedNetwork) AddTap(ctx context.Context, vm string) (string, error) {
-	if err := g.gate.act(); err != nil {
-		return "", err
-	}
-	return g.n.AddTap(ctx, vm)
+func (g *gatedNetwork) AddTap(ctx context.Context, vm string) (tap string, err error) {
+	err = g.gate.do(func() error {
+		tap, err = g.n.AddTap(ctx, vm)
+		return err
+	})
+	return tap, err
 }
 
 func (g *gatedNetwork) RemoveTap(ctx context.Context, vm string) error {
-	if err := g.gate.act(); err != nil {
-		return err
-	}
-	return g.n.RemoveTap(ctx, vm)
+	return g.gate.do(func() error { return g.n.RemoveTap(ctx, vm) })
 }
 
 func (g *gatedNetwork) Taps(ctx context.Context) (map[string]string, error) {
@@ -320,17 +351,11 @@ func (g *gatedNetwork) Taps(ctx context.Context) (map[string]string, error) {
 }
 
 func (g *gatedNetwork) ApplyRules(ctx context.Context, ports []Port) error {
-	if err := g.gate.act(); err != nil {
-		return err
-	}
-	return g.n.ApplyRules(ctx, ports)
+	return g.gate.do(func() error { return g.n.ApplyRules(ctx, ports) })
 }
 
 func (g *gatedNetwork) Reserve(ctx context.Context, vm string, publish []Publish) error {
-	if err := g.gate.act(); err != nil {
-		return err
-	}
-	return g.n.Reserve(ctx, vm, publish)
+	return g.gate.do(func() error { return g.n.Reserve(ctx, vm, publish) })
 }
 
 func (g *gatedNetwork) Traffic(ctx context.Context, vm string) (int64, int64, error) {

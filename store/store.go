@@ -53,10 +53,10 @@ const cacheKiB = 1024
 type Options struct {
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
-	// BeforeWrite, when set, is called by every method that writes, before it
-	// begins its transaction. An error is the method's, and nothing is written.
-	// Tests of faults put theirs here.
-	BeforeWrite func() error
+	// AroundWrite, when set, is given the transaction of every method that writes,
+	// to run it once and return its error, or to refuse it: its error is then the
+	// method's, and nothing is written. Tests of faults put theirs here.
+	AroundWrite func(transact func() error) error
 	// AfterCommit, when set, is called after each durable write transaction,
 	// before the method that made it returns, with the number of such
 	// transactions since Open. Crash tests kill the daemon in it.
@@ -230,12 +230,13 @@ func (s *Store) Close() error {
 // any time; a transaction that has begun is finished all the same, so that
 // nobody has to guess whether it was: fn gets a context that nobody cancels.
 func (s *Store) write(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
-	if s.opt.BeforeWrite != nil {
-		if err := s.opt.BeforeWrite(); err != nil {
-			return err
-		}
+	transact := func() error { return s.transact(ctx, fn) }
+	var err error
+	if s.opt.AroundWrite != nil {
+		err = s.opt.AroundWrite(transact)
+	} else {
+		err = transact()
 	}
-	err := s.transact(ctx, fn)
 	if err == errUnchanged {
 		return nil
 	}
