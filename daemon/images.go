@@ -268,8 +268,13 @@ func (d *Daemon) PruneImages(ctx context.Context, in api.ImagePrune) (api.ImageR
 
 // evictImages removes the images that were used longest ago until the rest fits
 // under the cap. What a VM was made from stays, and so does what was used just
-// now.
+// now: its VM may be about to be created.
 func (d *Daemon) evictImages(ctx context.Context) error {
+	return d.evictUnused(ctx, d.cfg.Now().Add(-d.t.fresh))
+}
+
+// evictUnused is evictImages, of those that were not used since cutoff.
+func (d *Daemon) evictUnused(ctx context.Context, cutoff time.Time) error {
 	if d.cfg.ImageCap <= 0 {
 		return nil
 	}
@@ -281,7 +286,6 @@ func (d *Daemon) evictImages(ctx context.Context) error {
 	for _, img := range imgs {
 		total += img.Size
 	}
-	cutoff := d.cfg.Now().Add(-d.t.fresh)
 	for _, img := range slices.Backward(imgs) {
 		if total <= d.cfg.ImageCap {
 			return nil
