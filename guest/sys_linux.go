@@ -295,9 +295,11 @@ type serialPort struct {
 	conn syscall.RawConn
 }
 
-// Wait blocks until the port has something to read. The driver wakes pollers
-// whenever a host comes, goes or writes, and Go's poller is edge-triggered, so
-// that an unconnected port, which is always "ready" to poll(2), costs nothing.
+// Wait blocks until a host is connected and has written something. The driver
+// wakes pollers whenever a host comes, goes or writes, and Go's poller is
+// edge-triggered: a port without a host, which to poll(2) can always be read and
+// has always hung up, costs nothing. What a host wrote that is gone waits there
+// until the next one comes.
 func (p *serialPort) Wait() error {
 	var pollErr error
 	err := p.conn.Read(func(fd uintptr) bool {
@@ -306,7 +308,8 @@ func (p *serialPort) Wait() error {
 		if pollErr == unix.EINTR {
 			pollErr = nil
 		}
-		return pollErr != nil || fds[0].Revents&(unix.POLLIN|unix.POLLNVAL|unix.POLLERR) != 0
+		got := fds[0].Revents
+		return pollErr != nil || got&(unix.POLLNVAL|unix.POLLERR) != 0 || got&(unix.POLLIN|unix.POLLHUP) == unix.POLLIN
 	})
 	if err == nil && pollErr != nil {
 		err = os.NewSyscallError("poll", pollErr)
