@@ -306,9 +306,13 @@ func (m *machine) tell(ctx context.Context) error {
 	if r.hello != nil {
 		w.Epoch = max(w.Epoch, r.hello.Epoch)
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.t.call)
+	within, cancel := context.WithTimeout(ctx, m.t.call)
 	defer cancel()
-	if err := m.agent.wake(ctx, w); err != nil {
+	if err := m.agent.wake(within, w); err != nil {
+		if ctx.Err() == nil && within.Err() != nil {
+			// The way to a guest that stood still may be what is silent.
+			m.agent.link.Reset()
+		}
 		return err
 	}
 	m.set(func(r *report) {

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/cloudhypervisor"
@@ -98,6 +100,9 @@ func TestForks(t *testing.T) {
 		}
 		vm.Agent().Reset()
 		restored := time.Since(start)
+		if n == 1 {
+			h.mute(n, time.Second)
+		}
 		h.wake(vm, n)
 		t.Logf("fork %d: restored after %v, woken after %v", n, restored, time.Since(start))
 		seen = append(seen, h.look(n))
@@ -129,6 +134,10 @@ func TestForks(t *testing.T) {
 	if hello.VM != "vm-2" || hello.Incarnation != 3 || hello.Epoch != 1 {
 		t.Errorf("the second fork says hello as %+v", hello)
 	}
+	for _, vm := range forks {
+		vm.Agent().Reset()
+	}
+	h.rests(2, 2*time.Second)
 	if _, err := net.DialTimeout("tcp", "10.77.0.10:8080", time.Second); err == nil {
 		t.Error("somebody answers at the template's address")
 	}
@@ -249,6 +258,60 @@ func randomBytes(n int) []byte {
 	return b
 }
 
+// mute checks that a fork announces no address to the network: before it is woken
+// it knows none but the template's.
+func (h *forkHost) mute(n int, d time.Duration) {
+	h.t.Helper()
+	tap, err := net.InterfaceByName(h.taps[n])
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	all := uint16(unix.ETH_P_ALL << 8) // in network byte order; one protocol alone would be the bridge's
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: tap.Index}); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
+		h.t.Fatal(err)
+	}
+	b := make([]byte, 1500)
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		// Behind 14 bytes of Ethernet, whose last two say that it is ARP, RFC 826
+		// has the sender's address at 14, and at 24 the one that is asked for. In an
+		// announcement, RFC 5227, they are the same.
+		size, _, err := unix.Recvfrom(fd, b, 0)
+		if err == nil && size >= 42 && b[12] == 8 && b[13] == 6 && bytes.Equal(b[28:32], b[38:42]) {
+			h.t.Errorf("fork %d announces %v", n, net.IP(b[28:32]))
+			return
+		}
+	}
+}
+
+// rests checks that a guest whose agent no host is connected with has nothing to do.
+func (h *forkHost) rests(n int, d time.Duration) {
+	h.t.Helper()
+	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	idle := func() (seconds float64) {
+		h.t.Helper()
+		h.ask(c, http.MethodGet, "http://"+net.JoinHostPort(forkIdentity(n).Network.Address.Addr().String(), "8080")+"/file?path=/proc/uptime", nil, func(b []byte) {
+			var up float64
+			if _, err := fmt.Sscan(string(b), &up, &seconds); err != nil {
+				h.t.Fatalf("/proc/uptime says %q: %v", b, err)
+			}
+		})
+		return seconds
+	}
+	before := idle()
+	time.Sleep(d)
+	if got := idle() - before; got < d.Seconds()/10 {
+		h.t.Errorf("guest %d was idle for %.2f s of %v without a host", n, got, d)
+	}
+}
+
 // wake tells a fork who it is.
 func (h *forkHost) wake(vm hv.VM, n int) {
 	h.t.Helper()
@@ -269,8 +332,15 @@ func (h *forkHost) wake(vm hv.VM, n int) {
 // call asks the agent, which may be slow to notice its new host.
 func (h *forkHost) call(vm hv.VM, method, path string, in, out any) {
 	h.t.Helper()
-	rt := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return vm.Agent().Dial(ctx) }, DisableKeepAlives: true}
-	h.ask(&http.Client{Transport: rt, Timeout: 2 * time.Minute}, method, "http://agent"+path, in, func(b []byte) {
+	again := false
+	rt := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if again {
+			vm.Agent().Reset()
+		}
+		again = true
+		return vm.Agent().Dial(ctx)
+	}}
+	h.ask(&http.Client{Transport: rt, Timeout: 30 * time.Second}, method, "http://agent"+path, in, func(b []byte) {
 		if err := json.Unmarshal(b, out); err != nil {
 			h.t.Fatalf("%s: %v in %s", path, err, b)
 		}
