@@ -690,7 +690,6 @@ func TestStartFails(t *testing.T) {
 			}
 			damage(t, d.blobPath(p.Manifest.Initramfs.Checksum))
 		}, "is damaged on disk"},
-		{"no agent", func(t *testing.T, d *instance, w *world) { d.program.path, d.program.sum = "/nonexistent", "" }, "agent binary"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -705,6 +704,18 @@ func TestStartFails(t *testing.T) {
 			w.checkWorld(d.settle())
 		})
 	}
+}
+
+// Likewise where the program is not there that becomes the agent.
+func TestStartFailsWithoutAgent(t *testing.T) {
+	w := newWorld(t)
+	d := w.start(options{config: func(c *Config) { c.AgentBinary = "/nonexistent" }})
+	d.equip()
+	d.create("web", "serve")
+	if vm := d.must("web", api.WaitStopped); vm.Status != api.VMFailed || !strings.Contains(vm.Reason, "agent binary") {
+		t.Errorf("VM is %s because %q, want failed for want of an agent", vm.Status, vm.Reason)
+	}
+	w.checkWorld(d.settle())
 }
 
 // damage changes one byte in the middle, so that size and head stay.

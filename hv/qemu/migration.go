@@ -186,8 +186,8 @@ func (m *machine) load(ctx context.Context, path string, template bool) error {
 		copied <- errors.Join(err, w.Close())
 	}()
 	err = m.migrated(ctx)
-	w.Close()
-	if cerr := <-copied; err == nil && cerr != nil {
+	w.Close() // what QEMU has not read by now it does not want; whoever copies may have closed it before
+	if cerr := <-copied; err == nil && cerr != nil && !errors.Is(cerr, os.ErrClosed) {
 		return fmt.Errorf("read %s: %w", path, cerr)
 	}
 	return err

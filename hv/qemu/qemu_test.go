@@ -187,7 +187,7 @@ func (b *bench) broken(t testing.TB) map[string]hv.Spec {
 		"disk device":         func(s *hv.Spec) { s.Disks = []hv.Disk{{Serial: "a", Path: "/dev/null"}} },
 		"long command line":   func(s *hv.Spec) { s.Cmdline = []string{"a=" + strings.Repeat("b", 2048)} },
 		"many devices": func(s *hv.Spec) {
-			for i := range 22 {
+			for i := range 23 {
 				s.Shares = append(s.Shares, hv.Share{Tag: fmt.Sprintf("s%d", i), Socket: "/run/s"})
 			}
 		},
