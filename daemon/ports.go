@@ -3,12 +3,16 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/store/row"
 )
 
 // Network is what the daemon needs of the host's network. Package
@@ -145,5 +149,79 @@ func (p *ports) apply(ctx context.Context) error {
 	p.mu.Lock()
 	p.applied = at
 	p.mu.Unlock()
+	return nil
+}
+
+// choosePorts returns the ports of a VM and, if any is to be published, what
+// chooses the host's ports once those that are taken are known.
+func (d *Daemon) choosePorts(manifest, request []api.Port, vsock bool) ([]api.Port, func([]row.Published) ([]api.Port, error), error) {
+	all := api.MergePorts(manifest, request)
+	published := len(request) > 0
+	for i := range all {
+		p := &all[i]
+		if p.Protocol == "" {
+			p.Protocol = api.ProtocolTCP
+		}
+		if p.HostIP == "0.0.0.0" {
+			p.HostIP = ""
+		}
+		published = published || p.HostPort != 0
+	}
+	if !published {
+		return all, nil, nil
+	}
+	if vsock {
+		return nil, nil, api.Errorf(api.CodeInvalid, "ports: with network mode vsock the VM has no address whose ports could be published")
+	}
+	return all, func(taken []row.Published) ([]api.Port, error) {
+		out := slices.Clone(all)
+		for i := range out {
+			p := &out[i]
+			asked := i >= len(out)-len(request)
+			switch {
+			case p.HostPort != 0:
+				j := slices.IndexFunc(taken, func(t row.Published) bool { return t.Port.Conflicts(*p) })
+				if j >= 0 {
+					return nil, api.Errorf(api.CodeExists, "host port %d/%s is published by VM %s", p.HostPort, p.Protocol, taken[j].VM).
+						WithHint("choose another host port, or delete that VM")
+				}
+				if err := d.hostPortFree(*p); err != nil {
+					return nil, err
+				}
+			case asked:
+				if p.HostPort = d.freePort(*p, out, taken); p.HostPort == 0 {
+					return nil, api.Errorf(api.CodeExhausted, "no host port from %d on is free", api.FirstHostPort).WithHint("delete VMs that are not needed, or name a port")
+				}
+			}
+		}
+		return out, nil
+	}, nil
+}
+
+// freePort returns the lowest host port that p can have, 0 when there is none.
+func (d *Daemon) freePort(p api.Port, own []api.Port, taken []row.Published) int {
+	for p.HostPort = api.FirstHostPort; p.HostPort <= 65535; p.HostPort++ {
+		if slices.ContainsFunc(own, p.Conflicts) || slices.ContainsFunc(taken, func(t row.Published) bool { return t.Port.Conflicts(p) }) {
+			continue
+		}
+		if d.hostPortFree(p) == nil {
+			return p.HostPort
+		}
+	}
+	return 0
+}
+
+// hostPortFree asks whether another program of the host has the port.
+func (d *Daemon) hostPortFree(p api.Port) error {
+	if d.cfg.Network == nil {
+		return nil
+	}
+	pub, err := publishOf(p)
+	if err != nil {
+		return err
+	}
+	if err := d.cfg.Network.CheckPort(pub); err != nil {
+		return fmt.Errorf("publish %d/%s: %w", p.HostPort, p.Protocol, err)
+	}
 	return nil
 }
