@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/volantvm/volant/guest/wire"
@@ -203,4 +205,61 @@ func (c healthCheck) watch(ctx context.Context) {
 			c.tell(found)
 		}
 	}
+}
+
+// readiness returns what is to be done beside every process of the workload:
+// see when it is ready, and from then on whether it is healthy; after a restore,
+// all of it anew.
+func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
+	check := healthCheck{pace: pace{probeMin, probeMax}}
+	health := k.boot.Workload.Health
+	switch base := k.boot.Workload.BaseURL; {
+	case health != nil:
+		check = w.newHealthCheck(*health, k.found)
+	case base != "":
+		var err error
+		if check.ask, err = newAcceptProbe(base); err != nil {
+			return nil, err
+		}
+	}
+	start := k.timeline.now()
+	once := sync.OnceFunc(func() { k.timeline.add("ready", start, nil) })
+	lookAfter := func(ctx context.Context) {
+		ready := check.ask == nil || check.awaitReady(ctx) // without a question it is ready once started
+		k.markBegun()
+		if !ready {
+			return
+		}
+		once()
+		if health == nil {
+			k.status.update(func(*wire.Status) {})
+			return
+		}
+		k.found(succeeded())
+		check.watch(ctx)
+	}
+	return func(ctx context.Context) {
+		for again := true; again; again = health != nil && ctx.Err() == nil {
+			k.inEra(ctx, lookAfter)
+		}
+	}, nil
+}
+
+// found notes how the workload is.
+func (k *kestrel) found(f finding) {
+	var failure *wire.ProbeFailure
+	if f.err != nil {
+		output := f.err.Error()
+		output = strings.ToValidUTF8(output[:min(len(output), wire.MaxProbeOutput)], "?")
+		failure = &wire.ProbeFailure{Streak: f.streak, Output: output, Time: time.Now()}
+	}
+	sick := func(healthy *bool) bool { return healthy != nil && !*healthy }
+	if sick(f.healthy) && !sick(k.status.get().Healthy) {
+		k.log.Warn("the workload is unhealthy", keyErr, f.err)
+	}
+	k.status.update(func(s *wire.Status) {
+		if s.Epoch == k.probed.Load() { // else it was found out before the restore
+			s.Healthy, s.Failure = f.healthy, failure
+		}
+	})
 }

@@ -84,3 +84,55 @@ func readMounts(sys Sys) ([]mounted, error) {
 func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#").Replace(s)
 }
+
+// powerOff ends the machine. It returns only when that cannot be done.
+func (k *kestrel) powerOff() error {
+	// Whatever hangs below, in a device that does not answer, is left behind.
+	done := make(chan error, 1)
+	go func() {
+		done <- k.guarded(func() error {
+			k.sys.KillAll()
+			k.bury()
+			k.sys.Sync()
+			return errors.Join(k.leaveRoot(), unmountDisks(k.sys))
+		})
+	}()
+	t := time.NewTimer(offTimeout)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		k.fatal(err)
+	case <-t.C:
+		k.fatal(fmt.Errorf("sync and unmount took longer than %s", offTimeout))
+	}
+	err := k.sys.PowerOff()
+	k.fatal(err)
+	return err
+}
+
+// bury waits until everything that was killed has ended, at most buryTimeout: a
+// mount namespace keeps file systems mounted until the last who is in it has gone.
+func (k *kestrel) bury() {
+	for deadline := time.Now().Add(buryTimeout); time.Now().Before(deadline); {
+		pid, _, err := k.sys.Wait()
+		if pid < 0 || err != nil {
+			return
+		}
+		if pid == 0 {
+			time.Sleep(busyPause)
+		}
+	}
+}
+
+// leaveRoot takes kestrel itself out of the file systems that are to be
+// unmounted.
+func (k *kestrel) leaveRoot() error {
+	if k.root == nil {
+		return nil
+	}
+	k.root.close()
+	if k.root.leave == nil {
+		return nil
+	}
+	return k.root.leave(rootDir)
+}

@@ -9,7 +9,6 @@ import (
 	"net/http/httputil"
 	"os"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -434,63 +433,6 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 	return w, r, err
 }
 
-// readiness returns what is to be done beside every process of the workload:
-// see when it is ready, and from then on whether it is healthy; after a restore,
-// all of it anew.
-func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
-	check := healthCheck{pace: pace{probeMin, probeMax}}
-	health := k.boot.Workload.Health
-	switch base := k.boot.Workload.BaseURL; {
-	case health != nil:
-		check = w.newHealthCheck(*health, k.found)
-	case base != "":
-		var err error
-		if check.ask, err = newAcceptProbe(base); err != nil {
-			return nil, err
-		}
-	}
-	start := k.timeline.now()
-	once := sync.OnceFunc(func() { k.timeline.add("ready", start, nil) })
-	lookAfter := func(ctx context.Context) {
-		ready := check.ask == nil || check.awaitReady(ctx) // without a question it is ready once started
-		k.markBegun()
-		if !ready {
-			return
-		}
-		once()
-		if health == nil {
-			k.status.update(func(*wire.Status) {})
-			return
-		}
-		k.found(succeeded())
-		check.watch(ctx)
-	}
-	return func(ctx context.Context) {
-		for again := true; again; again = health != nil && ctx.Err() == nil {
-			k.inEra(ctx, lookAfter)
-		}
-	}, nil
-}
-
-// found notes how the workload is.
-func (k *kestrel) found(f finding) {
-	var failure *wire.ProbeFailure
-	if f.err != nil {
-		output := f.err.Error()
-		output = strings.ToValidUTF8(output[:min(len(output), wire.MaxProbeOutput)], "?")
-		failure = &wire.ProbeFailure{Streak: f.streak, Output: output, Time: time.Now()}
-	}
-	sick := func(healthy *bool) bool { return healthy != nil && !*healthy }
-	if sick(f.healthy) && !sick(k.status.get().Healthy) {
-		k.log.Warn("the workload is unhealthy", keyErr, f.err)
-	}
-	k.status.update(func(s *wire.Status) {
-		if s.Epoch == k.probed.Load() { // else it was found out before the restore
-			s.Healthy, s.Failure = f.healthy, failure
-		}
-	})
-}
-
 // watch supervises the workload until it is over, and stops it when the host,
 // the power button or ctx says so.
 func (k *kestrel) watch(ctx context.Context, s *started) error {
@@ -546,56 +488,4 @@ func (k *kestrel) fatal(err error) {
 	if err != nil {
 		fmt.Fprintf(k.console, "kestrel: %v\n", err)
 	}
-}
-
-// powerOff ends the machine. It returns only when that cannot be done.
-func (k *kestrel) powerOff() error {
-	// Whatever hangs below, in a device that does not answer, is left behind.
-	done := make(chan error, 1)
-	go func() {
-		done <- k.guarded(func() error {
-			k.sys.KillAll()
-			k.bury()
-			k.sys.Sync()
-			return errors.Join(k.leaveRoot(), unmountDisks(k.sys))
-		})
-	}()
-	t := time.NewTimer(offTimeout)
-	defer t.Stop()
-	select {
-	case err := <-done:
-		k.fatal(err)
-	case <-t.C:
-		k.fatal(fmt.Errorf("sync and unmount took longer than %s", offTimeout))
-	}
-	err := k.sys.PowerOff()
-	k.fatal(err)
-	return err
-}
-
-// bury waits until everything that was killed has ended, at most buryTimeout: a
-// mount namespace keeps file systems mounted until the last who is in it has gone.
-func (k *kestrel) bury() {
-	for deadline := time.Now().Add(buryTimeout); time.Now().Before(deadline); {
-		pid, _, err := k.sys.Wait()
-		if pid < 0 || err != nil {
-			return
-		}
-		if pid == 0 {
-			time.Sleep(busyPause)
-		}
-	}
-}
-
-// leaveRoot takes kestrel itself out of the file systems that are to be
-// unmounted.
-func (k *kestrel) leaveRoot() error {
-	if k.root == nil {
-		return nil
-	}
-	k.root.close()
-	if k.root.leave == nil {
-		return nil
-	}
-	return k.root.leave(rootDir)
 }
