@@ -87,7 +87,7 @@ func pruneConfigs(ctx context.Context, tx *sql.Tx, vm string, last int) error {
 	if last < 1 {
 		return nil
 	}
-	manifests, err := txStrings(ctx, tx, `SELECT DISTINCT manifest FROM vm_configs WHERE vm = ? AND version <= ?`, vm, last)
+	manifests, err := queryStrings(ctx, tx, `SELECT DISTINCT manifest FROM vm_configs WHERE vm = ? AND version <= ?`, vm, last)
 	if err != nil {
 		return err
 	}

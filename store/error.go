@@ -67,3 +67,11 @@ func advice(err error) string {
 	}
 	return ""
 }
+
+// wrap puts the operation in front of err, nil for nil.
+func wrap(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
+}

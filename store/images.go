@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -146,7 +145,7 @@ func (s *Store) ImageByReference(ctx context.Context, reference string) (row.Ima
 
 // ImageIDs returns up to limit IDs that begin with prefix, in order.
 func (s *Store) ImageIDs(ctx context.Context, prefix string, limit int) ([]string, error) {
-	ids, err := s.strings(ctx, `SELECT id FROM images WHERE id >= ?1 AND id < ?1 || x'7f' ORDER BY id LIMIT ?2`, prefix, limit)
+	ids, err := queryStrings(ctx, s.r, `SELECT id FROM images WHERE id >= ?1 AND id < ?1 || x'7f' ORDER BY id LIMIT ?2`, prefix, limit)
 	return ids, wrap(err, "list images")
 }
 
@@ -192,7 +191,7 @@ func (s *Store) RemoveImage(ctx context.Context, id string, references []string,
 			}
 		}
 		if removed = len(references) == len(img.References); removed {
-			users, err := txStrings(ctx, tx, `SELECT name FROM vms WHERE image_id = ? ORDER BY name LIMIT ?`, id, maxUsers)
+			users, err := queryStrings(ctx, tx, `SELECT name FROM vms WHERE image_id = ? ORDER BY name LIMIT ?`, id, maxUsers)
 			if err != nil {
 				return err
 			}
@@ -219,21 +218,4 @@ const maxUsers = 10
 func (s *Store) touchImage(ctx context.Context, tx *sql.Tx, id string) error {
 	_, err := tx.ExecContext(ctx, `UPDATE images SET last_used = ? WHERE id = ?`, nanos(s.now()), id)
 	return err
-}
-
-// txStrings is strings within a transaction.
-func txStrings(ctx context.Context, tx *sql.Tx, query string, args ...any) (out []string, err error) {
-	rows, err := tx.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var v string
-		if err := rows.Scan(&v); err != nil {
-			return nil, err
-		}
-		out = append(out, v)
-	}
-	return out, rows.Err()
 }

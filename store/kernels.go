@@ -172,6 +172,6 @@ func (s *Store) RemoveKernel(ctx context.Context, name string, ev api.Event) (ap
 
 // BlobRefs returns the digests of all blobs that are still needed.
 func (s *Store) BlobRefs(ctx context.Context) ([]string, error) {
-	refs, err := s.strings(ctx, `SELECT digest FROM blob_refs`)
+	refs, err := queryStrings(ctx, s.r, `SELECT digest FROM blob_refs`)
 	return refs, wrap(err, "list blob references")
 }

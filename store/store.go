@@ -194,20 +194,24 @@ func (s *Store) checkJSON(ctx context.Context) error {
 	return err
 }
 
+// querier is what *sql.DB and *sql.Tx share.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
 // queryStrings returns the first column of a query.
-func queryStrings(ctx context.Context, db *sql.DB, query string, args ...any) ([]string, error) {
-	rows, err := db.QueryContext(ctx, query, args...)
+func queryStrings(ctx context.Context, from querier, query string, args ...any) (out []string, err error) {
+	rows, err := from.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, classify(err)
 	}
-	defer rows.Close()
-	var out []string
+	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
-		var s string
-		if err := rows.Scan(&s); err != nil {
+		var v string
+		if err := rows.Scan(&v); err != nil {
 			return nil, classify(err)
 		}
-		out = append(out, s)
+		out = append(out, v)
 	}
 	return out, classify(rows.Err())
 }

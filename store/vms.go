@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,137 +10,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/store/row"
 )
-
-// vmColumns are the columns of vms, in the order that vmValues and scanVM use.
-const vmColumns = `id, name, plugin, plugin_version, image, image_id, runtime, manifest, status, desired, reason,
-	agent_up, healthy, auto_remove, vsock, mac, cid, cpu_cores, memory_mib, cmdline, want_kernel, kernel,
-	hypervisor, accel, pid, incarnation, replace_to, restarts, boot_id, initramfs,
-	created_at, updated_at, accepted_at, started_at, details_json`
-
-// selectVM selects whole VMs, their addresses behind the columns.
-const selectVM = `SELECT v.*, coalesce(l.address, '') FROM (SELECT ` + vmColumns + ` FROM vms) AS v LEFT JOIN leases AS l ON l.vm = v.id`
-
-func insertVM() string {
-	n := strings.Count(vmColumns, ",") + 1
-	return `INSERT INTO vms (` + vmColumns + `) VALUES (?` + strings.Repeat(", ?", n-1) + `)`
-}
-
-// updateVM sets every column; the id stands first and once more at the end.
-func updateVM() string {
-	var set []string
-	for c := range strings.SplitSeq(vmColumns, ",") {
-		set = append(set, strings.TrimSpace(c)+" = ?")
-	}
-	return `UPDATE vms SET ` + strings.Join(set, ", ") + ` WHERE id = ?`
-}
-
-// details is what of a VM is never searched for.
-type details struct {
-	Labels map[string]string `json:"labels,omitempty"`
-	Env    map[string]string `json:"env,omitempty"`
-	Ports  []api.Port        `json:"ports,omitempty"`
-	TTY    bool              `json:"tty,omitempty"`
-	Stdin  bool              `json:"stdin,omitempty"`
-	Attach bool              `json:"attach,omitempty"`
-	Probed bool              `json:"probed,omitempty"` // HealthCheck
-	Health *api.VMHealth     `json:"health,omitempty"`
-	Policy *api.Restart      `json:"restart,omitempty"`
-	Loop   bool              `json:"crash_loop,omitempty"`
-	NextAt *time.Time        `json:"next_start_at,omitempty"`
-	Tries  row.Tries         `json:"tries,omitzero"`
-	Needs  []api.Dependency  `json:"depends_on,omitempty"`
-	Waits  string            `json:"waiting_for,omitempty"`
-	Exit   *api.VMExit       `json:"exit,omitempty"`
-	Stop   api.VMStop        `json:"stop"`
-	Paused bool              `json:"paused,omitempty"` // WantPaused
-	Has    row.Size          `json:"has,omitzero"`
-	Size   string            `json:"size_error,omitempty"`
-	Record json.RawMessage   `json:"record,omitempty"`
-	Config int               `json:"config,omitempty"` // ConfigVersion, 0 for the first
-	Next   *row.NextConfig   `json:"next,omitempty"`
-	TTL    int64             `json:"ttl,omitempty"`
-	Agent  string            `json:"agent,omitempty"` // AgentImage
-}
-
-func vmValues(v *row.VM) ([]any, error) {
-	d, err := json.Marshal(details{
-		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Health: &v.Health,
-		Policy: v.Restart, Loop: v.CrashLoop, NextAt: v.NextStartAt, Tries: v.Tries, Needs: v.DependsOn, Waits: v.WaitingFor,
-		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Has: v.Has, Size: v.SizeError, Record: v.Record, Agent: v.AgentImage,
-		Config: v.ConfigVersion, Next: v.Next, TTL: v.TTLSeconds,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("encode VM %s: %w", v.ID, err)
-	}
-	var started int64
-	if v.StartedAt != nil {
-		started = nanos(*v.StartedAt)
-	}
-	return []any{
-		v.ID, v.Name, orNull(v.Plugin), v.PluginVersion, v.Image, orNull(v.ImageID), v.Runtime, v.Manifest, string(v.Status), string(v.Desired), v.Reason,
-		v.AgentUp, v.Healthy, v.AutoRemove, v.Vsock, orNull(v.MACAddress), int64(v.VsockCID),
-		v.CPUCores, v.MemoryMB, v.KernelCmdline, v.WantKernel, v.Kernel,
-		v.Hypervisor, v.Accel, v.PID, v.Incarnation, v.Replace, v.RestartCount, v.BootID, v.Initramfs,
-		nanos(v.CreatedAt), nanos(v.UpdatedAt), nanos(v.AcceptedAt), started, d,
-	}, nil
-}
-
-// orNull is NULL for the empty string.
-func orNull(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
-
-// scanner is what *sql.Row and *sql.Rows share.
-type scanner interface{ Scan(dst ...any) error }
-
-func scanVM(sc scanner) (row.VM, error) {
-	var (
-		v                                   row.VM
-		plugin, image, mac                  sql.NullString
-		cid                                 int64
-		created, updated, accepted, started int64
-		body                                []byte
-		d                                   details
-	)
-	err := sc.Scan(
-		&v.ID, &v.Name, &plugin, &v.PluginVersion, &v.Image, &image, &v.Runtime, &v.Manifest, &v.Status, &v.Desired, &v.Reason,
-		&v.AgentUp, &v.Healthy, &v.AutoRemove, &v.Vsock, &mac, &cid,
-		&v.CPUCores, &v.MemoryMB, &v.KernelCmdline, &v.WantKernel, &v.Kernel,
-		&v.Hypervisor, &v.Accel, &v.PID, &v.Incarnation, &v.Replace, &v.RestartCount, &v.BootID, &v.Initramfs,
-		&created, &updated, &accepted, &started, &body, &v.IPAddress,
-	)
-	if err != nil {
-		return row.VM{}, classify(err)
-	}
-	if err := json.Unmarshal(body, &d); err != nil {
-		return row.VM{}, fmt.Errorf("%w: VM %s: %w", row.ErrCorrupt, v.ID, err)
-	}
-	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
-	v.Has, v.SizeError = d.Has, d.Size
-	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck, v.WantPaused = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed, d.Paused
-	v.Restart, v.CrashLoop, v.NextStartAt, v.Tries = d.Policy, d.Loop, d.NextAt, d.Tries
-	v.DependsOn, v.WaitingFor, v.AgentImage = d.Needs, d.Waits, d.Agent
-	switch {
-	case d.Health != nil:
-		v.Health = *d.Health
-	case v.Healthy: // of an earlier version, which knew no more
-		v.Health.Status = api.HealthHealthy
-	default:
-		v.Health.Status = api.HealthNone
-	}
-	v.Plugin, v.ImageID, v.MACAddress, v.VsockCID = plugin.String, image.String, mac.String, uint32(cid)
-	v.CreatedAt, v.UpdatedAt, v.AcceptedAt = fromNanos(created), fromNanos(updated), fromNanos(accepted)
-	if started != 0 {
-		t := fromNanos(started)
-		v.StartedAt = &t
-	}
-	v.ConfigVersion, v.Next, v.ConfigPending = max(d.Config, 1), d.Next, d.Next != nil
-	v.SetTTL(d.TTL)
-	return v, nil
-}
 
 // CreateVM writes a new VM, its manifest, address and ports, and the event of
 // its creation. The VM's manifest digest, times, address and ports, its name if
@@ -223,7 +95,7 @@ func (s *Store) CreateVM(ctx context.Context, n row.NewVM, ev api.Event) (row.VM
 func freeName(ctx context.Context, tx *sql.Tx, prefix string) (string, error) {
 	prefix += "-"
 	// '.' is the byte behind '-': the range holds just the names that begin so.
-	names, err := txStrings(ctx, tx, `SELECT name FROM vms WHERE name >= ? AND name < ?`, prefix, strings.TrimSuffix(prefix, "-")+".")
+	names, err := queryStrings(ctx, tx, `SELECT name FROM vms WHERE name >= ? AND name < ?`, prefix, strings.TrimSuffix(prefix, "-")+".")
 	if err != nil {
 		return "", err
 	}
@@ -236,53 +108,6 @@ func freeName(ctx context.Context, tx *sql.Tx, prefix string) (string, error) {
 			return name, nil
 		}
 	}
-}
-
-// publish lets choose pick the ports of a VM.
-func publish(ctx context.Context, tx *sql.Tx, name string, choose func([]row.Published) ([]api.Port, error)) (_ []api.Port, err error) {
-	var have int
-	if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM vms WHERE name = ?`, name).Scan(&have); err != nil {
-		return nil, err
-	}
-	if have > 0 {
-		return nil, &row.ExistsError{Column: "vms.name"} // a better answer than that its ports are taken
-	}
-	taken, err := published(ctx, tx, "")
-	if err != nil {
-		return nil, err
-	}
-	return choose(taken)
-}
-
-// published returns the host's ports that VMs have, but for one VM.
-func published(ctx context.Context, tx *sql.Tx, but string) (taken []row.Published, err error) {
-	rows, err := tx.QueryContext(ctx, `SELECT v.name, p.protocol, p.host_port, p.host_ip FROM vm_ports AS p JOIN vms AS v ON v.id = p.vm WHERE p.vm <> ?`, but)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var p row.Published
-		if err := rows.Scan(&p.VM, &p.Port.Protocol, &p.Port.HostPort, &p.Port.HostIP); err != nil {
-			return nil, err
-		}
-		taken = append(taken, p)
-	}
-	return taken, rows.Err()
-}
-
-// insertPorts keeps host ports for a VM.
-func insertPorts(ctx context.Context, tx *sql.Tx, vm string, ports []api.Port) error {
-	for _, p := range ports {
-		if p.HostPort == 0 {
-			continue
-		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO vm_ports (protocol, host_port, host_ip, vm) VALUES (?, ?, ?, ?)`,
-			p.Protocol, p.HostPort, p.HostIP, vm); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (s *Store) lease(ctx context.Context, tx *sql.Tx, vm string, choose func([]netip.Addr) (netip.Addr, error)) (string, error) {
@@ -398,27 +223,6 @@ func (s *Store) writeVM(ctx context.Context, tx *sql.Tx, before, after *row.VM) 
 	return nil
 }
 
-// keptPorts are the ports of the host that a VM has: those that it runs with, and
-// those that it is to have.
-func keptPorts(vm *row.VM) []api.Port {
-	var out []api.Port
-	lists := [][]api.Port{vm.Ports}
-	if vm.Next != nil {
-		lists = append(lists, vm.Next.Config.Ports)
-	}
-	for _, list := range lists {
-		for _, p := range list {
-			same := func(o api.Port) bool {
-				return o.Protocol == p.Protocol && o.HostPort == p.HostPort && o.HostIP == p.HostIP
-			}
-			if p.HostPort != 0 && !slices.ContainsFunc(out, same) {
-				out = append(out, p)
-			}
-		}
-	}
-	return out
-}
-
 // DeleteVM removes a VM, its lease, and its manifest when nothing else needs
 // that. It returns row.ErrNotFound when there is no such VM.
 func (s *Store) DeleteVM(ctx context.Context, id string, ev api.Event) (api.Event, error) {
@@ -427,7 +231,7 @@ func (s *Store) DeleteVM(ctx context.Context, id string, ev api.Event) (api.Even
 		if err != nil {
 			return err
 		}
-		manifests, err := txStrings(ctx, tx, `SELECT DISTINCT manifest FROM vm_configs WHERE vm = ?`, id)
+		manifests, err := queryStrings(ctx, tx, `SELECT DISTINCT manifest FROM vm_configs WHERE vm = ?`, id)
 		if err != nil {
 			return err
 		}
@@ -574,7 +378,7 @@ func orderBy(f api.VMFilter) (string, error) {
 // were started at least once, under another boot id than boot, and have that
 // restart policy.
 func (s *Store) StoppedBefore(ctx context.Context, boot, policy string) ([]string, error) {
-	return s.strings(ctx, `SELECT v.id FROM vms AS v JOIN manifests AS m ON m.digest = v.manifest
+	return queryStrings(ctx, s.r, `SELECT v.id FROM vms AS v JOIN manifests AS m ON m.digest = v.manifest
 		WHERE v.desired = 'stopped' AND v.status IN ('stopped', 'crashed', 'failed') AND v.incarnation > 0 AND v.boot_id <> ?
 		AND json_extract(CAST(m.body AS TEXT), '$.restart.policy') = ? ORDER BY v.name`, boot, policy)
 }
@@ -598,7 +402,7 @@ func (s *Store) PromisedMemory(ctx context.Context, but string) (int, error) {
 
 // VMNames returns up to limit names, for "did you mean".
 func (s *Store) VMNames(ctx context.Context, limit int) ([]string, error) {
-	return s.strings(ctx, `SELECT name FROM vms ORDER BY name LIMIT ?`, limit)
+	return queryStrings(ctx, s.r, `SELECT name FROM vms ORDER BY name LIMIT ?`, limit)
 }
 
 // VMCounts counts the VMs.
@@ -619,45 +423,4 @@ func (s *Store) VMCounts(ctx context.Context) (row.Counts, error) {
 		c.ByRuntime[runtime] += n
 	}
 	return c, wrap(classify(rows.Err()), "count VMs")
-}
-
-func collectVMs(rows *sql.Rows, err error) ([]row.VM, error) {
-	if err != nil {
-		return nil, classify(err)
-	}
-	defer rows.Close()
-	var vms []row.VM
-	for rows.Next() {
-		vm, err := scanVM(rows)
-		if err != nil {
-			return nil, err
-		}
-		vms = append(vms, vm)
-	}
-	return vms, classify(rows.Err())
-}
-
-func (s *Store) strings(ctx context.Context, query string, args ...any) ([]string, error) {
-	rows, err := s.r.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, classify(err)
-	}
-	defer rows.Close()
-	var out []string
-	for rows.Next() {
-		var v string
-		if err := rows.Scan(&v); err != nil {
-			return nil, classify(err)
-		}
-		out = append(out, v)
-	}
-	return out, classify(rows.Err())
-}
-
-// wrap puts the operation in front of err, nil for nil.
-func wrap(err error, format string, args ...any) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
 }
