@@ -289,6 +289,14 @@ type Driver interface {
 	// machine that ended while nobody was attached may still be taken up: Wait
 	// then returns at once.
 	Attach(ctx context.Context, rec Record) (VM, error)
+	// Machines returns the records of this driver's machines that run and were
+	// launched with a directory below dir. It goes by the process table alone, and
+	// so finds those too whose directory is gone.
+	Machines(ctx context.Context, dir string) ([]Record, error)
+	// End kills the machine of a record without taking it up, which needs a
+	// directory, and returns when its process is gone. It is no error if it was: a
+	// process that is not provably the record's is never signalled.
+	End(ctx context.Context, rec Record) error
 	// Restore starts a machine that goes on where from was taken, and returns it
 	// paused: the caller resumes it, and tells the guest what has changed (see
 	// guest/wire, PathWake). spec is a Launch's, of which kernel, initramfs and

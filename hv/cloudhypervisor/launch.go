@@ -302,9 +302,30 @@ func gone(dir string, err error) error {
 
 // Find implements hv.Driver.
 func (d *Driver) Find(ctx context.Context, dir string) (hv.Record, error) {
-	rec, err := vmm.Find(ctx, Name, dir, func(argv []string) bool { return slices.Contains(argv, socketArgument(dir)) })
+	rec, err := vmm.Find(ctx, Name, dir, func(argv []string) bool { return owns(dir, argv) })
 	if err != nil {
 		return hv.Record{}, fmt.Errorf("cloud-hypervisor: find the machine of %s: %w", dir, gone(dir, err))
 	}
 	return rec, nil
+}
+
+// owns reports whether these are the arguments of a machine that was launched
+// with dir.
+func owns(dir string, argv []string) bool { return slices.Contains(argv, socketArgument(dir)) }
+
+// Machines implements hv.Driver.
+func (d *Driver) Machines(ctx context.Context, dir string) ([]hv.Record, error) {
+	recs, err := vmm.Machines(ctx, Name, dir, owns)
+	if err != nil {
+		return nil, fmt.Errorf("cloud-hypervisor: look for machines below %s: %w", dir, err)
+	}
+	return recs, nil
+}
+
+// End implements hv.Driver.
+func (d *Driver) End(ctx context.Context, rec hv.Record) error {
+	if err := vmm.EndMachine(ctx, rec); err != nil {
+		return fmt.Errorf("cloud-hypervisor: end %s: %w", rec.ID, err)
+	}
+	return nil
 }

@@ -30,6 +30,8 @@ const (
 	OpLaunched    Op = "launched" // the machine runs and its record is in Spec.Dir; Launch has not returned. An error here makes Launch undo everything.
 	OpFind        Op = "find"
 	OpAttach      Op = "attach"
+	OpMachines    Op = "machines"
+	OpEnd         Op = "end"
 	OpState       Op = "state"
 	OpPause       Op = "pause"
 	OpResume      Op = "resume"
@@ -48,7 +50,7 @@ const (
 )
 
 // Hook interferes with a call for the machine with the given id (for OpFind
-// its directory, for OpProbe ""). An error that it returns is the call's
+// and OpMachines the directory, for OpProbe ""). An error that it returns is the call's
 // result; it may wait, and must then heed ctx. It is called without locks held.
 type Hook func(ctx context.Context, id string) error
 
@@ -453,6 +455,33 @@ func (f *Fake) Attach(ctx context.Context, rec hv.Record) (hv.VM, error) {
 		return nil, errors.Join(fmt.Errorf("fake: attach %s: another is attached", rec.ID), console.Close())
 	}
 	return vm, nil
+}
+
+// Machines implements hv.Driver.
+func (f *Fake) Machines(ctx context.Context, dir string) ([]hv.Record, error) {
+	if err := f.enter(ctx, OpMachines, dir); err != nil {
+		return nil, err
+	}
+	var recs []hv.Record
+	for _, m := range f.Running() {
+		if strings.HasPrefix(m.rec.Dir, dir+"/") {
+			recs = append(recs, m.rec)
+		}
+	}
+	return recs, nil
+}
+
+// End implements hv.Driver.
+func (f *Fake) End(ctx context.Context, rec hv.Record) error {
+	if err := f.enter(ctx, OpEnd, rec.ID); err != nil {
+		return err
+	}
+	for _, m := range f.Running() {
+		if m.rec == rec {
+			m.end(hv.Exit{Reason: hv.ExitKilled, Detail: "ended by its record"})
+		}
+	}
+	return nil
 }
 
 // enter counts the call and lets the hook of op have its way.

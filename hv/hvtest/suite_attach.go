@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/volantvm/volant/hv"
@@ -93,9 +94,36 @@ func testForeign(r *run) {
 	if _, err := r.driver.Find(r.ctx, filepath.Join(spec.Dir, "other")); !errors.Is(err, hv.ErrGone) {
 		r.Errorf("Find of another directory: %v, want ErrGone", err)
 	}
+	stranger := vm.Record()
+	stranger.StartTime++
+	if err := r.driver.End(r.ctx, stranger); err != nil {
+		r.Errorf("End with another start time: %v", err)
+	}
 	again := r.attach(vm.Record())
 	r.wantState(again, hv.StateRunning)
-	if err := again.Kill(r.ctx); err != nil {
-		r.Errorf("Kill: %v", err)
+	if err := again.Detach(); err != nil {
+		r.Fatalf("Detach: %v", err)
+	}
+
+	// Without its directory nobody can take it up, but it is found and can be ended.
+	if err := os.RemoveAll(spec.Dir); err != nil {
+		r.Fatal(err)
+	}
+	if recs, err := r.driver.Machines(r.ctx, spec.Dir); err != nil || len(recs) > 0 {
+		r.Errorf("Machines() below the machine's own directory = %+v, %v, want none", recs, err)
+	}
+	if recs, err := r.driver.Machines(r.ctx, filepath.Dir(spec.Dir)); err != nil || !slices.Contains(recs, vm.Record()) {
+		r.Errorf("Machines() = %+v, %v, want %+v among them", recs, err, vm.Record())
+	}
+	for range 2 {
+		if err := r.driver.End(r.ctx, vm.Record()); err != nil {
+			r.Errorf("End: %v", err)
+		}
+	}
+	if recs, err := r.driver.Machines(r.ctx, filepath.Dir(spec.Dir)); err != nil || slices.Contains(recs, vm.Record()) {
+		r.Errorf("Machines() after End = %+v, %v", recs, err)
+	}
+	if err := os.Mkdir(spec.Dir, 0o700); err != nil { // for the check of what is left
+		r.Fatal(err)
 	}
 }

@@ -285,6 +285,27 @@ func (d *Driver) Find(ctx context.Context, dir string) (hv.Record, error) {
 }
 
 func find(ctx context.Context, dir string) (hv.Record, error) {
-	rec, err := vmm.Find(ctx, Name, dir, func(argv []string) bool { return slices.Contains(argv, driverMonitor(dir)) })
+	rec, err := vmm.Find(ctx, Name, dir, func(argv []string) bool { return owns(dir, argv) })
 	return rec, gone(dir, err)
+}
+
+// owns reports whether these are the arguments of a machine that was launched
+// with dir.
+func owns(dir string, argv []string) bool { return slices.Contains(argv, driverMonitor(dir)) }
+
+// Machines implements hv.Driver.
+func (d *Driver) Machines(ctx context.Context, dir string) ([]hv.Record, error) {
+	recs, err := vmm.Machines(ctx, Name, dir, owns)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: look for machines below %s: %w", dir, err)
+	}
+	return recs, nil
+}
+
+// End implements hv.Driver.
+func (d *Driver) End(ctx context.Context, rec hv.Record) error {
+	if err := vmm.EndMachine(ctx, rec); err != nil {
+		return fmt.Errorf("qemu: end %s: %w", rec.ID, err)
+	}
+	return nil
 }
