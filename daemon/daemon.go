@@ -232,9 +232,9 @@ type Daemon struct {
 	// then refer to it, for writing by the collector.
 	blobs sync.RWMutex
 
-	// tapless has the incarnations whose missing tap was told of, by VM id. Only
-	// the tick uses it.
-	tapless map[string]int
+	// foreign has the ids of machines of other daemons that were told of. Only
+	// lookAtMachines uses it.
+	foreign map[string]bool
 
 	caps capabilities
 
@@ -243,10 +243,11 @@ type Daemon struct {
 	stopping chan struct{} // closed when Run's context has ended
 
 	mu      sync.Mutex
-	base    context.Context    // guarded by mu; of workers, nil before Run and after its end
-	workers map[string]*worker // guarded by mu; by VM id
-	wg      sync.WaitGroup     // workers; Add under mu with base set
-	ran     bool               // guarded by mu
+	base    context.Context        // guarded by mu; of workers, nil before Run and after its end
+	workers map[string]*worker     // guarded by mu; by VM id
+	strays  map[string][]hv.Record // guarded by mu; machines that run without their directory, by VM id
+	wg      sync.WaitGroup         // workers; Add under mu with base set
+	ran     bool                   // guarded by mu
 }
 
 // New checks cfg, makes the directories and locks them against a second
@@ -312,7 +313,6 @@ func New(cfg Config) (*Daemon, error) {
 		prepared:  make(chan struct{}),
 		stopping:  make(chan struct{}),
 		workers:   make(map[string]*worker),
-		tapless:   make(map[string]int),
 	}
 	if cfg.Network != nil {
 		d.ports = newPorts(cfg.Network)

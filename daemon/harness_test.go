@@ -316,6 +316,17 @@ func (d *gatedDriver) Find(ctx context.Context, dir string) (hv.Record, error) {
 	return d.Fake.Find(ctx, dir)
 }
 
+func (d *gatedDriver) Machines(ctx context.Context, dir string) ([]hv.Record, error) {
+	if err := d.gate.pass(); err != nil {
+		return nil, err
+	}
+	return d.Fake.Machines(ctx, dir)
+}
+
+func (d *gatedDriver) End(ctx context.Context, rec hv.Record) error {
+	return d.gate.do(func() error { return d.Fake.End(ctx, rec) })
+}
+
 func (d *gatedDriver) Attach(ctx context.Context, rec hv.Record) (vm hv.VM, err error) {
 	err = d.gate.do(func() error {
 		vm, err = d.Fake.Attach(ctx, rec)

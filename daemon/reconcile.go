@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/store/row"
 )
 
@@ -80,8 +79,9 @@ func (d *Daemon) begin(ctx context.Context) error {
 }
 
 // lookAtAll wakes a worker for every VM that is not settled, and for every id
-// that has a tap, a runtime directory or a cgroup: a worker that finds these unexplained
-// removes them. It returns how many VMs are not settled.
+// that has a tap, a runtime directory, a cgroup, or a machine without its directory:
+// a worker that finds these unexplained removes them. It returns how many VMs are
+// not settled.
 func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
 	ids := make(map[string]bool)
 	if d.cfg.Network != nil {
@@ -105,6 +105,16 @@ func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
 	for _, id := range dirs {
 		ids[id] = true
 	}
+	strays, foreign, err := d.lookAtMachines(ctx)
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("machines without a directory are not found", keyErr, err)
+	}
+	for _, id := range strays {
+		ids[id] = true
+	}
+	for _, id := range foreign {
+		delete(ids, id)
+	}
 	active, err := d.store.ActiveVMs(ctx)
 	if err != nil {
 		return 0, err
@@ -116,49 +126,6 @@ func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
 		d.kick(id)
 	}
 	return len(active), nil
-}
-
-// lookAtTaps tells, once for an incarnation, of VMs that run and whose tap is
-// gone: somebody removed it by hand. Nothing can be done for them but a restart,
-// for their VMM holds the old one.
-func (d *Daemon) lookAtTaps(ctx context.Context) error {
-	if d.cfg.Network == nil {
-		return nil
-	}
-	// The rows first: a tap goes only after its VM's row says that it ends.
-	active, err := d.store.ActiveVMs(ctx)
-	if err != nil {
-		return err
-	}
-	taps, err := d.cfg.Network.Taps(ctx)
-	if err != nil {
-		return err
-	}
-	maps.DeleteFunc(d.tapless, func(id string, _ int) bool {
-		return !slices.ContainsFunc(active, func(vm row.VM) bool { return vm.ID == id })
-	})
-	for i := range active {
-		vm := &active[i]
-		if vm.Vsock || vm.Status != api.VMRunning && vm.Status != api.VMPaused || taps[vm.ID] != "" || d.tapless[vm.ID] == vm.Incarnation {
-			continue
-		}
-		told := false
-		_, err := d.update(ctx, vm.ID, func(now *row.VM) ([]api.Event, error) {
-			if now.Incarnation != vm.Incarnation || now.Status != vm.Status {
-				return nil, nil // it went its own way meanwhile
-			}
-			told = true
-			return []api.Event{{Type: api.EventVMDisconnected, Message: "its network device is gone, and with it its network, until it is restarted"}}, nil
-		})
-		if err != nil && !errors.Is(err, row.ErrNotFound) {
-			return err
-		}
-		if told {
-			d.tapless[vm.ID] = vm.Incarnation
-			d.log.Warn("the network device of a VM that runs is gone: restart the VM", keyVM, vm.ID, keyName, vm.Name)
-		}
-	}
-	return nil
 }
 
 // sweepData wakes a worker for every data directory whose VM is gone. The row
@@ -208,8 +175,8 @@ func validID(s string) bool {
 // tick does what is done again and again while the daemon runs. Nothing of it
 // is urgent, and a failure is tried again by the next.
 func (d *Daemon) tick(ctx context.Context) {
-	if err := d.lookAtTaps(ctx); err != nil && ctx.Err() == nil {
-		d.log.Warn("look at taps", keyErr, err)
+	if err := d.lookAtRunning(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("look at VMs that run", keyErr, err)
 	}
 	if _, err := d.lookAtAll(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("look at all VMs", keyErr, err)

@@ -150,20 +150,10 @@ func TestLeftovers(t *testing.T) {
 	if _, err := w.net.AddTap(ctx, ghost); err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(w.root, "run", "vms", ghost, "7")
-	for _, dir := range []string{dir, filepath.Join(w.root, "data", "vms", ghost), filepath.Join(w.root, "run", "vms", "lost+found")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	kernel := filepath.Join(w.root, "kernel")
-	if err := os.WriteFile(kernel, kernelImage("x"), 0o600); err != nil {
+	w.haunt(ghost, filepath.Join(w.root, "data"))
+	if err := os.MkdirAll(filepath.Join(w.root, "run", "vms", "lost+found"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.hv.Launch(ctx, hv.Spec{ID: ghost, Dir: dir, VCPUs: 1, MemoryMiB: 64, Kernel: kernel, ConsoleLog: filepath.Join(dir, "console")}); err != nil {
-		t.Fatal(err)
-	}
-	w.hv.DetachAll()
 	for _, path := range []string{"data/blobs/tmp/" + tempPrefix + "1", "data/cache/" + tempPrefix + "2"} {
 		if err := os.WriteFile(filepath.Join(w.root, path), []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
@@ -323,47 +313,4 @@ func mustPlugin(t *testing.T, d *instance, name string) api.Plugin {
 		t.Fatal(err)
 	}
 	return p
-}
-
-// A tap that somebody removes under a VM that runs is told of, once, and comes
-// back with the next start.
-func TestTapRemoved(t *testing.T) {
-	ctx := context.Background()
-	w := newWorld(t)
-	d := w.start(options{timing: func(t *timing) { t.tick = 10 * time.Millisecond }})
-	d.equip()
-	web := d.create("web", "serve")
-	d.create("other", "serve")
-	d.must("web", api.WaitHealthy)
-	d.must("other", api.WaitHealthy)
-	d.settle()
-	told := func() int {
-		t.Helper()
-		evs, err := d.db.Events(ctx, api.EventFilter{Types: []api.EventType{api.EventVMDisconnected}}, 10)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(evs.Events)
-	}
-	for n := 1; n <= 2; n++ {
-		if err := w.net.RemoveTap(ctx, web.ID); err != nil {
-			t.Fatal(err)
-		}
-		for deadline := time.Now().Add(patience); told() < n; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("nothing was told")
-			}
-		}
-		time.Sleep(50 * time.Millisecond) // some ticks more
-		if got := told(); got != n {
-			t.Errorf("told %d times, want %d", got, n)
-		}
-		if vm := mustVM(t, d, "web"); vm.Status != api.VMRunning || vm.Incarnation != n {
-			t.Errorf("VM web is %s, incarnation %d", vm.Status, vm.Incarnation)
-		}
-		if _, err := d.RestartVM(ctx, "web", api.VMStop{Force: true}); err != nil {
-			t.Fatal(err)
-		}
-		w.checkWorld(d.settle())
-	}
 }

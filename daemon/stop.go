@@ -465,21 +465,11 @@ func (w *worker) killStray(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	drv := w.d.driverFor(rec.Driver)
-	if drv == nil {
-		return fmt.Errorf("machine in %s belongs to driver %s, which is not here", dir, rec.Driver)
+	if err := w.endMachine(ctx, rec); err != nil {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, w.d.t.launch+w.d.t.kill)
-	defer cancel()
-	mach, err := drv.Attach(ctx, rec)
-	if errors.Is(err, hv.ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("attach to stray machine: %w", err)
-	}
-	w.log.Warn("stray machine killed", keyPath, dir, keyPID, rec.PID)
-	return errors.Join(mach.Kill(ctx), mach.Detach())
+	w.log.Warn("stray machine ended", keyPath, dir, keyPID, rec.PID)
+	return nil
 }
 
 // sweep removes what is left of a VM that has no row.

@@ -155,12 +155,22 @@ func (w *worker) release() {
 func (w *worker) step(ctx context.Context) error {
 	vm, err := w.d.store.VMByID(ctx, w.id)
 	if errors.Is(err, row.ErrNotFound) {
+		if err := w.endStrays(ctx, ""); err != nil {
+			return err
+		}
 		if err := w.sweep(ctx); err != nil {
 			return err
 		}
 		return errIdle
 	}
 	if err != nil {
+		return err
+	}
+	keep := ""
+	if !vm.Ended() && vm.Status != api.VMPending {
+		keep = w.d.runDir(vm.ID, vm.Incarnation)
+	}
+	if err := w.endStrays(ctx, keep); err != nil {
 		return err
 	}
 	unwanted := vm.Desired != api.DesiredRunning || vm.Replaced()
@@ -255,6 +265,9 @@ func (w *worker) adopt(ctx context.Context, vm *row.VM) error {
 	if err := w.d.markConsole(vm.ID, consoleLost); err != nil {
 		w.log.Warn("console not marked", keyErr, err)
 	}
+	if gone(rec.Dir) {
+		return w.unreachable(ctx, vm, rec)
+	}
 	attachCtx, cancel := context.WithTimeout(ctx, w.d.t.launch)
 	defer cancel()
 	mach, err := drv.Attach(attachCtx, rec)
@@ -287,6 +300,23 @@ func (w *worker) adopt(ctx context.Context, vm *row.VM) error {
 	}
 	w.log.Info("VM adopted", keyIncarnation, vm.Incarnation, keyPID, rec.PID, keyStatus, vm.Status)
 	return nil
+}
+
+// unreachable ends a machine that cannot be taken up, since its sockets went with
+// its directory while nobody held it: neither its guest nor its VMM can be spoken
+// to, ever. The VM has crashed then, and its restart policy says what follows.
+func (w *worker) unreachable(ctx context.Context, vm *row.VM, rec hv.Record) error {
+	if vm.BootID == w.d.cfg.BootID {
+		w.log.Warn("VM ended, for its directory was removed and nobody can reach it", keyName, vm.Name, keyPath, rec.Dir, keyPID, rec.PID)
+	}
+	if err := w.endMachine(ctx, rec); err != nil {
+		return err
+	}
+	exit := w.exitOfGone(vm, hv.ErrGone)
+	if exit.Reason == hv.ExitCrashed {
+		exit.Detail = "its runtime directory was removed while volantd was not running, and nothing could reach it any more"
+	}
+	return w.over(ctx, vm, exit)
 }
 
 // record finds the record of the row's incarnation: in the row or, for a daemon

@@ -24,8 +24,10 @@ const (
 	EventVMCrashLoop EventType = "VM_CRASH_LOOP" // it ended again and again, soon after its start
 	EventVMSteady    EventType = "VM_STEADY"     // it has run for a while after that
 	// EventVMDisconnected: its network device was removed under it by somebody
-	// else; it has no network until it is started again.
+	// else; it has no network until it is started again. EventVMImpaired: so was
+	// something else that only a start gives back.
 	EventVMDisconnected EventType = "VM_DISCONNECTED"
+	EventVMImpaired     EventType = "VM_IMPAIRED"
 	EventVMWaiting      EventType = "VM_WAITING" // its start waits for another VM
 
 	EventVMConfigured EventType = "VM_CONFIGURED" // its configuration has a new version
@@ -54,7 +56,7 @@ const EventsLost EventType = "EVENTS_LOST"
 func EventTypes() []EventType {
 	return []EventType{
 		EventVMCreated, EventVMStarting, EventVMRunning, EventVMHealthy, EventVMUnhealthy, EventVMPaused, EventVMResumed, EventVMScaled, EventVMStopping,
-		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady, EventVMDisconnected, EventVMWaiting,
+		EventVMStopped, EventVMCrashed, EventVMFailed, EventVMDeleted, EventVMAdopted, EventVMRestarted, EventVMCrashLoop, EventVMSteady, EventVMDisconnected, EventVMImpaired, EventVMWaiting,
 		EventVMConfigured, EventVMRenamed, EventVMExpired,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,

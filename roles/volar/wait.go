@@ -136,8 +136,11 @@ func describe(vm api.VM) string {
 
 // stateWords is where a VM stands, for a table.
 func stateWords(vm api.VM) string {
-	if vm.CrashLoop {
+	switch {
+	case vm.CrashLoop:
 		return string(vm.Status) + " (crash loop)"
+	case vm.Status == api.VMRunning && vm.Reason != "":
+		return string(vm.Status) + " (impaired)"
 	}
 	return string(vm.Status)
 }
