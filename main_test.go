@@ -200,6 +200,26 @@ func TestOnePackageComment(t *testing.T) {
 	}
 }
 
+// TestSkips holds every test to package need: a test that skips by itself would
+// do so unseen where everything has to run.
+func TestSkips(t *testing.T) {
+	goFiles(t, 0, func(_, path string, f *ast.File) {
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.SelectorExpr:
+				if slices.Contains([]string{"Skip", "Skipf", "SkipNow"}, n.Sel.Name) {
+					t.Errorf("%s skips a test: say with %s/testdata/need what it lacks, so that it fails where that must be there", path, module)
+				}
+			case *ast.BasicLit:
+				if name, _ := strconv.Unquote(n.Value); name == "VOLANT_"+"TEST_ALL" {
+					t.Errorf("%s looks at VOLANT_TEST_ALL, which is package need's", path)
+				}
+			}
+			return true
+		})
+	})
+}
+
 // build makes the binary as the Makefile does and returns its path.
 func build(t *testing.T) string {
 	t.Helper()

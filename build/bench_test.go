@@ -17,15 +17,14 @@ import (
 	"github.com/volantvm/volant/build/oci"
 	"github.com/volantvm/volant/build/oci/ocitest"
 	"github.com/volantvm/volant/testdata/budget"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // TestBudgets measures what DESIGN promises of image conversion; make bench
 // runs it. A ratio is taken against a baseline of the same run, interleaved
 // with it, since machines are noisy.
 func TestBudgets(t *testing.T) {
-	if os.Getenv("VOLANT_BENCH") == "" {
-		t.Skip("measures for a minute; make bench runs it")
-	}
+	need.Bench(t)
 	needTools(t, "tar", "mke2fs")
 	var lines []budget.Line
 	dir := t.TempDir()

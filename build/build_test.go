@@ -22,6 +22,7 @@ import (
 	"github.com/volantvm/volant/build"
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 const manifest = `
@@ -194,9 +195,7 @@ func TestBuild(t *testing.T) {
 // TestReproducible builds the same tree twice from folders with other names,
 // times, modes as another umask would leave them, and order of creation.
 func TestReproducible(t *testing.T) {
-	if _, err := os.Stat("/bin/ls"); err != nil {
-		t.Skip("no /bin/ls to take along")
-	}
+	need.File(t, "/bin/ls")
 	files := map[string]string{
 		"fledge.toml": recipe + "\"tree\" = \"/srv\"\n\"/bin/ls\" = \"/bin/ls\"\n[output]\ncompression = \"COMPRESSION\"\n" + manifest,
 		"app":         "static", "tree/b": "b", "tree/a/c": "c", "tree/l": "-> b", "tree/z/": "",

@@ -20,26 +20,15 @@ import (
 	"github.com/volantvm/volant/build/layers"
 	"github.com/volantvm/volant/build/layers/layertest"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
-// needTools skips the test, or fails it where everything must run.
+// needTools wants root and programs.
 func needTools(t *testing.T, programs ...string) {
 	t.Helper()
-	missing := ""
-	if os.Getuid() != 0 {
-		missing = "root"
-	}
+	need.Root(t, "for the owners and devices of a tree")
 	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			missing = p
-		}
-	}
-	switch {
-	case missing == "":
-	case os.Getenv("VOLANT_TEST_ALL") != "":
-		t.Fatalf("needs %s", missing)
-	default:
-		t.Skipf("needs %s", missing)
+		need.Tool(t, p)
 	}
 }
 

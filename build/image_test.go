@@ -27,29 +27,8 @@ import (
 	"github.com/volantvm/volant/build/oci/ocitest"
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
-
-// needs skips a test that wants a program which is not there.
-func needs(t *testing.T, program string) {
-	t.Helper()
-	if _, err := exec.LookPath(program); err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-}
-
-// needsRoot skips a test that must give files to other owners.
-func needsRoot(t *testing.T) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal("not root")
-		}
-		t.Skip("not root")
-	}
-}
 
 // web is an image of two layers: its program was replaced by the second, a
 // directory belongs to another user, /bin is a link.
@@ -95,8 +74,8 @@ func fromImage(source, more string) string {
 // extract unpacks an erofs disk with the tool of its authors.
 func extract(t *testing.T, disk string) string {
 	t.Helper()
-	needs(t, "fsck.erofs")
-	needsRoot(t)
+	need.Tool(t, "fsck.erofs")
+	need.Root(t, "to give files to other owners")
 	dir := filepath.Join(t.TempDir(), "root")
 	if out, err := exec.CommandContext(t.Context(), "fsck.erofs", "--extract="+dir, "--preserve", disk).CombinedOutput(); err != nil {
 		t.Fatalf("fsck.erofs: %v\n%s", err, out)
@@ -227,7 +206,7 @@ func TestImageSources(t *testing.T) {
 	defer srv.Close()
 	host := strings.TrimPrefix(srv.URL, "http://")
 	folder := layout(t, img)
-	needs(t, "skopeo")
+	need.Tool(t, "skopeo")
 	if out, err := exec.CommandContext(t.Context(), "skopeo", "--insecure-policy", "copy", "--preserve-digests", "--dest-tls-verify=false",
 		"oci:"+folder+":docker.io/library/web:1.2", "docker://"+host+"/team/web:1.2").CombinedOutput(); err != nil {
 		t.Fatalf("skopeo: %v\n%s", err, out)
@@ -525,8 +504,8 @@ func TestBadImages(t *testing.T) {
 
 // TestDockerfile builds an image with buildah and a disk of it.
 func TestDockerfile(t *testing.T) {
-	needs(t, "buildah")
-	needsRoot(t)
+	need.Tool(t, "buildah")
+	need.Root(t, "to give files to other owners")
 	store := t.TempDir()
 	conf := fmt.Sprintf("[storage]\ndriver = \"vfs\"\ngraphroot = %q\nrunroot = %q\n", filepath.Join(store, "root"), filepath.Join(store, "run"))
 	write(t, store, map[string]string{"storage.conf": conf})

@@ -11,35 +11,12 @@ import (
 
 	"github.com/volantvm/volant/build"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
-
-// need returns the path of a tool; absent, the test skips, or fails where
-// everything is meant to run.
-func need(t testing.TB, tool string) string {
-	t.Helper()
-	p, err := exec.LookPath(tool)
-	if err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatalf("%s is not installed", tool)
-		}
-		t.Skipf("%s is not installed", tool)
-	}
-	return p
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal("not root")
-		}
-		t.Skip("needs root for chroot(2)")
-	}
-}
 
 func command(t testing.TB, name string, args ...string) {
 	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), need(t, name), args...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), need.Tool(t, name), args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 }
@@ -85,7 +62,7 @@ func unpack(t *testing.T, artifact string) string {
 // the real dynamic linker judges what is there.
 func inImage(t *testing.T, artifact string, args ...string) string {
 	t.Helper()
-	needRoot(t)
+	need.Root(t, "for chroot(2)")
 	dir := unpack(t, artifact)
 	// $ORIGIN is read from /proc, which is not mounted here.
 	if err := os.MkdirAll(filepath.Join(dir, "proc/self"), 0o755); err != nil {

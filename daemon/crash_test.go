@@ -12,6 +12,7 @@ import (
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/hv/hvtest"
 	"github.com/volantvm/volant/store/row"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // trigger kills a daemon at the n-th time that it is pulled after being armed.
@@ -591,9 +592,7 @@ func TestKilledInAWrite(t *testing.T) {
 
 // Like TestKilledAnywhere, and the daemon that cleans up is killed too.
 func TestKilledTwice(t *testing.T) {
-	if testing.Short() {
-		t.Skip("quadratic")
-	}
+	need.Long(t)
 	for _, c := range crashCases() {
 		if c.name != "restart" && c.name != "delete" {
 			continue

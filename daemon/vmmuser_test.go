@@ -10,15 +10,11 @@ import (
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func TestVMMUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root")
-	}
+	need.Root(t, "to give files away")
 	w := newWorld(t)
 	opt := options{config: func(c *Config) { c.VMMUser = &hv.User{UID: 1234, GID: 4321} }}
 	d := w.start(opt)

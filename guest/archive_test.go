@@ -19,6 +19,7 @@ import (
 
 	"github.com/volantvm/volant/client/api/archive"
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // archiveGuest serves an agent whose root is a directory.
@@ -270,7 +271,7 @@ func mustRoot(t *testing.T, dir string) *os.Root {
 }
 
 func TestPutArchive(t *testing.T) {
-	requireRoot(t, "to give files away")
+	need.Root(t, "to give files away")
 	when := time.Unix(1700000000, 0)
 	whole := tarStream(t,
 		tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o711, Uid: 7, Gid: 8, ModTime: when},

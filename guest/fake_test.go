@@ -215,16 +215,4 @@ func (s *fakeSys) linkProgram(t *testing.T, path string) {
 
 func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// requireRoot skips the test without root, unless everything is to be tested.
-func requireRoot(t *testing.T, what string) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatalf("%s takes root", what)
-	}
-	t.Skipf("%s takes root", what)
-}
-
 var _ Sys = (*fakeSys)(nil)

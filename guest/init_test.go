@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // TestReapFor is an init on this machine, which real orphans do not come to.
@@ -24,7 +26,7 @@ func TestReapFor(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			requireRoot(t, "starting a process as another user")
+			need.Root(t, "starting a process as another user")
 			up := filepath.Join(t.TempDir(), "up")
 			began := false
 			if tt.send != 0 {

@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // TestConfigureNIC works in a network namespace of its own, which ends with the
 // test's thread.
 func TestConfigureNIC(t *testing.T) {
-	requireRoot(t, "a network namespace")
+	need.Root(t, "a network namespace")
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // rootConfig is the configuration of a guest with an image.
@@ -33,7 +34,7 @@ func (s *fakeSys) putDisk(t *testing.T, name, serial, kind string) {
 // withRoot gives the fake the disks of a root.
 func (s *fakeSys) withRoot(t *testing.T) {
 	t.Helper()
-	requireRoot(t, "giving a directory away")
+	need.Root(t, "giving a directory away")
 	s.putDisk(t, "vdb", wire.RootSerial, fsErofs)
 	s.putDisk(t, "vdc", wire.UpperSerial, fsExt4)
 	for _, dir := range []string{"/proc", "/sys", lowerDir, rootDir + "/etc"} {

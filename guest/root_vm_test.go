@@ -15,21 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/testdata/need"
 )
-
-// tool finds a program of the host that a test needs.
-func tool(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		skip(t, "no %s: %v", name, err)
-	}
-	return path
-}
 
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(tool(t, name), args...).CombinedOutput()
+	out, err := exec.Command(need.Tool(t, name), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
 	}
@@ -40,10 +31,8 @@ func command(t *testing.T, name string, args ...string) string {
 // and what they should not.
 func imageTree(t *testing.T) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		skip(t, "files of other users take root")
-	}
-	busybox, err := os.ReadFile(tool(t, "busybox"))
+	need.Root(t, "to make files of other users")
+	busybox, err := os.ReadFile(need.Tool(t, "busybox"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +368,7 @@ func exitCode(st wire.Status) int {
 // withLibraries puts a program of the host and its libraries into a tree.
 func withLibraries(t *testing.T, tree, program string) {
 	t.Helper()
-	path := tool(t, program)
+	path := need.Tool(t, program)
 	files := []string{path}
 	for _, word := range strings.Fields(command(t, "ldd", path)) {
 		if filepath.IsAbs(word) {
@@ -400,7 +389,7 @@ func TestVMContainers(t *testing.T) {
 	withLibraries(t, tree, "ip")
 	withLibraries(t, tree, "nft")
 	withLibraries(t, tree, "unshare")
-	ip, nft, unshare := tool(t, "ip"), tool(t, "nft"), tool(t, "unshare")
+	ip, nft, unshare := need.Tool(t, "ip"), need.Tool(t, "nft"), need.Tool(t, "unshare")
 	cfg := rootConfig(wire.UpperMemory, `
 		ip=`+ip+` nft=`+nft+` unshare=`+unshare+`
 		set -e

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // safeBuffer is a console that may be read while it is written.
@@ -53,7 +54,7 @@ func runGuest(t *testing.T, w wire.WorkloadConfig, edit func(*fakeSys)) *guestRu
 
 func runGuestConfig(t *testing.T, cfg wire.BootConfig, edit func(*fakeSys)) *guestRun {
 	t.Helper()
-	requireRoot(t, "starting a process as another user")
+	need.Root(t, "starting a process as another user")
 	host, port := net.Pipe()
 	sys := newFakeSys(t)
 	sys.port = port

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func openDir(t *testing.T, path string) *os.File {
@@ -67,7 +69,7 @@ func describe(t *testing.T, root string) string {
 // sampleTree makes a tree with one of each kind.
 func sampleTree(t *testing.T) string {
 	t.Helper()
-	requireRoot(t, "files of other users")
+	need.Root(t, "files of other users")
 	root := t.TempDir()
 	must := func(err error) {
 		t.Helper()

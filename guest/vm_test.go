@@ -25,20 +25,12 @@ import (
 
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // vmTimeout is generous: a boot takes a second of CPU under emulation, which
 // may have to be shared with many.
 const vmTimeout = 120 * time.Second
-
-// skip skips the test, unless everything is to be tested here.
-func skip(t *testing.T, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
-}
 
 // image builds the initramfs of the test machines once.
 type image struct {
@@ -146,14 +138,7 @@ func boot(t *testing.T, config []byte) *machine {
 // with further disks.
 func bootDisks(t *testing.T, kernelEnv string, config []byte, disks ...disk) *machine {
 	t.Helper()
-	kernel := os.Getenv(kernelEnv)
-	if kernel == "" {
-		skip(t, "%s names no kernel to boot", kernelEnv)
-	}
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		skip(t, "no QEMU: %v", err)
-	}
+	kernel, qemu := need.Env(t, kernelEnv), need.Tool(t, "qemu-system-x86_64")
 	buildTestImage(t)
 	// Not t.TempDir: the path of a Unix socket has 107 bytes at most.
 	dir, err := os.MkdirTemp("", "guest-vm-")

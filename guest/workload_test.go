@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func TestNextBackoff(t *testing.T) {
@@ -153,7 +154,7 @@ func TestExplainStart(t *testing.T) {
 // newTestWorkload prepares a shell script as the workload, with real processes.
 func newTestWorkload(t *testing.T, script string, edit func(*wire.WorkloadConfig)) *workload {
 	t.Helper()
-	requireRoot(t, "starting a process as another user")
+	need.Root(t, "starting a process as another user")
 	sys := newFakeSys(t)
 	sys.linkProgram(t, "/bin/sh")
 	w := &workload{

@@ -16,6 +16,7 @@ import (
 	cavaliergopher "github.com/cavaliergopher/cpio"
 
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // sample holds one entry of every kind, in no order.
@@ -216,23 +217,9 @@ func TestWriteRefuses(t *testing.T) {
 	}
 }
 
-// need returns the path of a tool; absent, the test skips, or fails where
-// everything is meant to run.
-func need(t testing.TB, tool string) string {
-	t.Helper()
-	p, err := exec.LookPath(tool)
-	if err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatalf("%s is not installed", tool)
-		}
-		t.Skipf("%s is not installed", tool)
-	}
-	return p
-}
-
 func run(t testing.TB, dir string, stdin []byte, name string, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), need(t, name), args...)
+	cmd := exec.CommandContext(t.Context(), need.Tool(t, name), args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "TZ=UTC", "LC_ALL=C")
 	cmd.Stdin = bytes.NewReader(stdin)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // benchTree is a real tree of about 48 MB of programs and 2,000 small files,
@@ -82,8 +83,8 @@ func assemble(dir string, c initramfs.Compression, out io.Writer) error {
 // same tree <= 1". Each round runs both, one behind the other, to files; the
 // ratio is of the sums.
 func BenchmarkAssembly(b *testing.B) {
-	need(b, "cpio")
-	need(b, "zstd")
+	need.Tool(b, "cpio")
+	need.Tool(b, "zstd")
 	dir, size := benchTree(b)
 	for _, c := range compressions() {
 		b.Run(string(c), func(b *testing.B) {

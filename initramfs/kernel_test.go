@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // bootDeadline is generous: software emulation on a loaded machine.
@@ -25,14 +26,8 @@ const bootDeadline = 3 * time.Minute
 // compares what is in the root file system. The kernel is that of the Debian
 // package unpacked at $VOLANT_TEST_DEBIAN_KERNEL, by testdata/debian-kernel.sh.
 func TestKernelUnpacks(t *testing.T) {
-	qemu := need(t, "qemu-system-x86_64")
-	debian := os.Getenv("VOLANT_TEST_DEBIAN_KERNEL")
-	if debian == "" {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal("VOLANT_TEST_DEBIAN_KERNEL is not set")
-		}
-		t.Skip("VOLANT_TEST_DEBIAN_KERNEL does not name an unpacked Debian kernel package")
-	}
+	qemu := need.Tool(t, "qemu-system-x86_64")
+	debian := need.Env(t, "VOLANT_TEST_DEBIAN_KERNEL")
 	kernels, err := filepath.Glob(filepath.Join(debian, "boot", "vmlinuz-*"))
 	if err != nil || len(kernels) != 1 {
 		t.Fatalf("kernels in %s: %q, %v, want one", debian, kernels, err)

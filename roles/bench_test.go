@@ -16,13 +16,12 @@ import (
 	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/testdata/budget"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // TestBudgets measures what DESIGN promises, as far as it is built.
 func TestBudgets(t *testing.T) {
-	if os.Getenv("VOLANT_BENCH") == "" {
-		t.Skip("measures for minutes; make bench runs it")
-	}
+	need.Bench(t)
 	needVMs(t)
 	var all []budget.Line
 	for _, m := range []struct {

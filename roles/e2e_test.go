@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // TestFirstBoot is the life of a VM as its operator sees it.
@@ -293,13 +294,7 @@ func (h *host) diesWithin(limit time.Duration, settled func() error) bool {
 // to load.
 func TestDebianKernel(t *testing.T) {
 	h := newHost(t)
-	dir := os.Getenv("VOLANT_TEST_DEBIAN_KERNEL")
-	if dir == "" {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal("needs an unpacked kernel package in VOLANT_TEST_DEBIAN_KERNEL")
-		}
-		t.Skip("needs an unpacked kernel package in VOLANT_TEST_DEBIAN_KERNEL (make test sets it)")
-	}
+	dir := need.Env(t, "VOLANT_TEST_DEBIAN_KERNEL")
 	one := func(pattern string) string {
 		t.Helper()
 		found, err := filepath.Glob(filepath.Join(dir, pattern))

@@ -24,6 +24,7 @@ import (
 	"github.com/volantvm/volant/hv/cloudhypervisor"
 	"github.com/volantvm/volant/hv/qemu"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // forkHost is a network of one bridge, and a driver on it.
@@ -55,7 +56,7 @@ func TestForks(t *testing.T) {
 	needVMs(t)
 	h := newForkHost(t)
 	if !h.caps.Snapshot || !h.caps.Template {
-		t.Skipf("%s takes no templates here", h.caps.Driver)
+		need.Missing(t, "templates, which %s %s takes none of here", h.caps.Driver, h.caps.Version)
 	}
 	spec := h.spec(0)
 	h.artifacts(&spec)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/roles/volantd"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // Environment of the test binary when it runs itself again.
@@ -183,26 +184,13 @@ func volantdKilledAfter(n int) int {
 // must run.
 func needVMs(t testing.TB) {
 	t.Helper()
-	missing := ""
 	vmm := "qemu-system-x86_64"
 	if os.Getenv("VOLANT_TEST_HYPERVISOR") == "cloud-hypervisor" {
 		vmm = "cloud-hypervisor" // VOLANT_HYPERVISOR, which every volantd sees, says the same
 	}
-	switch _, err := exec.LookPath(vmm); {
-	case os.Getuid() != 0:
-		missing = "root"
-	case err != nil:
-		missing = vmm
-	case os.Getenv("VOLANT_TEST_KERNEL") == "":
-		missing = "a guest kernel in VOLANT_TEST_KERNEL (make test sets it)"
-	}
-	if missing == "" {
-		return
-	}
-	if os.Getenv("VOLANT_TEST_ALL") != "" {
-		t.Fatalf("needs %s", missing)
-	}
-	t.Skipf("needs %s", missing)
+	need.Root(t, "for VMs")
+	need.Tool(t, vmm)
+	need.Env(t, "VOLANT_TEST_KERNEL")
 }
 
 // host is one installation of Volant: its own data, its own volantd.

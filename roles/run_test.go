@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // The images that these tests run, as docker run would, are made from Debian's packages by
@@ -70,27 +71,14 @@ func registry(t testing.TB, tags ...string) string {
 
 func imageLayout(t testing.TB) string {
 	t.Helper()
-	layout := os.Getenv("VOLANT_TEST_IMAGES")
-	if layout == "" {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal("needs the test images in VOLANT_TEST_IMAGES (make test sets it)")
-		}
-		t.Skip("needs the test images in VOLANT_TEST_IMAGES (make test sets it)")
-	}
-	return layout
+	return need.Env(t, "VOLANT_TEST_IMAGES")
 }
 
 // newImageHost is a host with both kernels, whose volantd may speak plain HTTP
 // to addr.
 func newImageHost(t testing.TB, addr string) *host {
 	t.Helper()
-	kernel := os.Getenv("VOLANT_TEST_KERNEL_VOLANT")
-	if kernel == "" {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal("needs the kernel for root file systems in VOLANT_TEST_KERNEL_VOLANT (make test sets it)")
-		}
-		t.Skip("needs the kernel for root file systems in VOLANT_TEST_KERNEL_VOLANT (make test sets it)")
-	}
+	kernel := need.Env(t, "VOLANT_TEST_KERNEL_VOLANT") // for root file systems
 	h := newHost(t)
 	if addr != "" {
 		h.flags = append(h.flags, "--plain-http", addr)

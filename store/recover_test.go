@@ -183,13 +183,12 @@ func TestRecoverWithLog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	fi, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || fi.Size() > 16<<10 {
-		t.Skipf("the database has %v bytes: its log was played in", fi.Size())
+	if fi.Size() > 16<<10 {
+		t.Fatalf("the database has %d bytes: its log was played in", fi.Size())
 	}
 	r, err := Recover(ctx, path, Options{})
 	if err != nil {

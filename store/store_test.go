@@ -20,6 +20,7 @@ import (
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/store/row"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func open(t testing.TB, path string, opt Options) *Store {
@@ -882,9 +883,7 @@ func TestCancelledRequest(t *testing.T) {
 }
 
 func TestManyRows(t *testing.T) {
-	if testing.Short() {
-		t.Skip("5,000 rows take a while")
-	}
+	need.Long(t)
 	ctx := context.Background()
 	s := newStore(t)
 	p := putPlugin(t, s, "hello", "1")

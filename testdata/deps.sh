@@ -9,6 +9,11 @@ if [ "${1:-test}" = test ]; then
 		libelf-dev:/usr/include/libelf.h perl:perl cpio:cpio zstd:zstd lz4:lz4 musl-tools:musl-gcc nftables:nft util-linux:unshare zsh:zsh fish:fish
 		buildah:buildah umoci:umoci podman:podman skopeo:skopeo docker-registry:docker-registry
 		erofs-utils:mkfs.erofs squashfs-tools:mksquashfs e2fsprogs:mke2fs busybox-static:/bin/busybox)
+	# Until Debian 12 QEMU brought its own.
+	case $(. /etc/os-release && echo "${VERSION_ID:-}") in
+	11 | 12) ;;
+	*) want+=(virtiofsd:/usr/libexec/virtiofsd) ;;
+	esac
 fi
 
 command -v go >/dev/null || { echo "volant: go is missing: install Go 1.26 or newer first" >&2; exit 1; }

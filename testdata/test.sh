@@ -18,4 +18,4 @@ testdata/lint.sh
 echo "== tests"
 export VOLANT_TEST_ALL=1
 # -p 2: each package may boot VMs, and an emulated VM takes a whole core.
-CGO_ENABLED=1 go test -race -p 2 -timeout 30m "$@" ./... ./testdata/budget
+CGO_ENABLED=1 go test -race -p 2 -timeout 30m "$@" ./... ./testdata/budget ./testdata/need

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/build/dockerfile"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // fake puts a script named name in front of PATH. It notes its argv, one word a
@@ -265,16 +266,8 @@ echo archive >image.tar`)
 // TestBuildah builds two stages with the real buildah, in a store of the test's
 // own, and without network.
 func TestBuildah(t *testing.T) {
-	skip := t.Skipf
-	if os.Getenv("VOLANT_TEST_ALL") != "" {
-		skip = t.Fatalf
-	}
-	if _, err := exec.LookPath("buildah"); err != nil {
-		skip("no buildah: %v", err)
-	}
-	if os.Getuid() != 0 {
-		skip("buildah needs root here")
-	}
+	need.Tool(t, "buildah")
+	need.Root(t, "for buildah")
 	store := t.TempDir()
 	conf := filepath.Join(store, "storage.conf")
 	text := fmt.Sprintf("[storage]\ndriver = \"vfs\"\ngraphroot = %q\nrunroot = %q\n", filepath.Join(store, "root"), filepath.Join(store, "run"))

@@ -13,6 +13,7 @@ import (
 	"github.com/volantvm/volant/build/kernel"
 	"github.com/volantvm/volant/build/layers/layertest"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // bootDeadline is generous: software emulation on a loaded machine.
@@ -22,9 +23,8 @@ const bootDeadline = 3 * time.Minute
 // $VOLANT_TEST_KERNEL and Debian's 6.1 at $VOLANT_TEST_DEBIAN_KERNEL, and has each
 // compare an image with the tree it was made of.
 func TestGuestKernels(t *testing.T) {
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	need(t, err == nil, "qemu-system-x86_64")
-	need(t, os.Getuid() == 0, "root, to set attributes that only root may")
+	qemu := need.Tool(t, "qemu-system-x86_64")
+	need.Root(t, "to set attributes that only root may")
 	tree := edges(t, false)
 	disk, want := image(t, tree, erofs.Options{}), layertest.Dump(t, tree)
 
@@ -74,13 +74,10 @@ func TestGuestKernels(t *testing.T) {
 		}
 	}
 	t.Run("6.12", func(t *testing.T) {
-		image := os.Getenv("VOLANT_TEST_KERNEL")
-		need(t, image != "", "VOLANT_TEST_KERNEL to name a guest kernel")
-		boot(t, image, nil)
+		boot(t, need.Env(t, "VOLANT_TEST_KERNEL"), nil)
 	})
 	t.Run("6.1", func(t *testing.T) {
-		debian := os.Getenv("VOLANT_TEST_DEBIAN_KERNEL")
-		need(t, debian != "", "VOLANT_TEST_DEBIAN_KERNEL to name an unpacked Debian kernel package")
+		debian := need.Env(t, "VOLANT_TEST_DEBIAN_KERNEL")
 		images, err := filepath.Glob(filepath.Join(debian, "boot", "vmlinuz-*"))
 		if err != nil || len(images) != 1 {
 			t.Fatalf("kernels in %s: %q, %v, want one", debian, images, err)

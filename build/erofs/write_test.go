@@ -21,19 +21,8 @@ import (
 	"github.com/volantvm/volant/build/erofs"
 	"github.com/volantvm/volant/build/layers"
 	"github.com/volantvm/volant/build/layers/layertest"
+	"github.com/volantvm/volant/testdata/need"
 )
-
-// need skips the test, or fails it where everything must run.
-func need(t *testing.T, ok bool, what string) {
-	t.Helper()
-	switch {
-	case ok:
-	case os.Getenv("VOLANT_TEST_ALL") != "":
-		t.Fatalf("needs %s", what)
-	default:
-		t.Skipf("needs %s", what)
-	}
-}
 
 func random(t testing.TB, seed uint64) *layers.Tree {
 	t.Helper()
@@ -174,10 +163,10 @@ func image(t testing.TB, tree *layers.Tree, o erofs.Options) string {
 // TestKernel has this machine's kernel mount images, and compares what it
 // shows with the trees they were made of.
 func TestKernel(t *testing.T) {
-	need(t, os.Getuid() == 0, "root, to mount")
+	need.Root(t, "to mount")
 	exec.Command("modprobe", "erofs").Run()
 	if list, _ := os.ReadFile("/proc/filesystems"); !strings.Contains(string(list), "erofs") {
-		t.Skip("this machine's kernel has no erofs; TestGuestKernel boots one that has")
+		need.Elsewhere(t, "this machine's kernel has no erofs; TestGuestKernel boots one that has")
 	}
 	check := func(t *testing.T, tree *layers.Tree, o erofs.Options) {
 		t.Helper()
@@ -223,9 +212,8 @@ func TestKernel(t *testing.T) {
 
 // TestFsck has erofs-utils check images.
 func TestFsck(t *testing.T) {
-	_, err := exec.LookPath("fsck.erofs")
-	need(t, err == nil, "fsck.erofs (apt-get install erofs-utils)")
-	need(t, os.Getuid() == 0, "root, to set attributes that only root may")
+	need.Tool(t, "fsck.erofs")
+	need.Root(t, "to set attributes that only root may")
 	for name, tree := range map[string]*layers.Tree{"random": random(t, 5), "edges": edges(t, true), "empty": layers.NewTree()} {
 		t.Run(name, func(t *testing.T) {
 			if out, err := exec.Command("fsck.erofs", image(t, tree, erofs.Options{})).CombinedOutput(); err != nil {

@@ -7,17 +7,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // debianKernel returns the folder with an unpacked Debian kernel package, as
 // testdata/debian-kernel.sh leaves it.
 func debianKernel(t *testing.T) string {
 	t.Helper()
-	dir := os.Getenv("VOLANT_TEST_DEBIAN_KERNEL")
-	if dir == "" {
-		missing(t, "VOLANT_TEST_DEBIAN_KERNEL does not name an unpacked Debian kernel package")
-	}
-	return dir
+	return need.Env(t, "VOLANT_TEST_DEBIAN_KERNEL")
 }
 
 func TestDebianKernel(t *testing.T) {

@@ -6,12 +6,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"os"
 	"os/exec"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
+
+	"github.com/volantvm/volant/testdata/need"
 )
 
 const testVersion = "6.12.107-test"
@@ -133,19 +134,10 @@ func runXZ(t testing.TB, data []byte, args ...string) []byte {
 	cmd.Stdin = bytes.NewReader(data)
 	out, err := cmd.Output()
 	if errors.Is(err, exec.ErrNotFound) {
-		missing(t, "xz is not installed (Debian package xz-utils)")
+		need.Missing(t, "xz, of xz-utils")
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
-}
-
-// missing skips the test, or fails it where everything must be there.
-func missing(t testing.TB, reason string) {
-	t.Helper()
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatal(reason)
-	}
-	t.Skip(reason)
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/volantvm/volant/build/layers"
 	"github.com/volantvm/volant/build/layers/layertest"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func fromDir(t *testing.T, dir string) *layers.Tree {
@@ -28,7 +29,7 @@ func fromDir(t *testing.T, dir string) *layers.Tree {
 }
 
 func TestFromDir(t *testing.T) {
-	need(t, os.Getuid() == 0, "root, for devices and owners")
+	need.Root(t, "for devices and owners")
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	write(t, at("d/f"), []byte("content"))

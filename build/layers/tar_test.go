@@ -15,6 +15,7 @@ import (
 
 	"github.com/volantvm/volant/build/layers"
 	"github.com/volantvm/volant/build/layers/layertest"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // sparseFile makes a file with content at some offsets.
@@ -38,7 +39,7 @@ func sparseFile(t *testing.T, name string, size int64, at ...int64) {
 // TestGNUTar reads what GNU tar writes, in each of its formats of archives and
 // of sparse files.
 func TestGNUTar(t *testing.T) {
-	need(t, hasProgram("tar"), "tar")
+	need.Tool(t, "tar")
 	src := t.TempDir()
 	sparseFile(t, filepath.Join(src, "middle"), 1<<20, 500_000)
 	sparseFile(t, filepath.Join(src, "ends"), 3<<20, 0, 3<<20-20)

@@ -13,24 +13,8 @@ import (
 
 	"github.com/volantvm/volant/build/layers"
 	"github.com/volantvm/volant/build/layers/layertest"
+	"github.com/volantvm/volant/testdata/need"
 )
-
-// need skips the test, or fails it where everything must run.
-func need(t *testing.T, ok bool, what string) {
-	t.Helper()
-	switch {
-	case ok:
-	case os.Getenv("VOLANT_TEST_ALL") != "":
-		t.Fatalf("needs %s", what)
-	default:
-		t.Skipf("needs %s", what)
-	}
-}
-
-func hasProgram(name string) bool {
-	_, err := exec.LookPath(name)
-	return err == nil
-}
 
 // layout writes an OCI image layout of uncompressed layers, tagged "t".
 func layout(t *testing.T, dir string, stack [][]byte) {
@@ -77,8 +61,8 @@ func write(t *testing.T, name string, b []byte) {
 // TestLikeUmoci flattens random stacks of layers and compares every name and
 // attribute with what umoci unpacks of the same image.
 func TestLikeUmoci(t *testing.T) {
-	need(t, os.Getuid() == 0, "root, to unpack owners and devices")
-	need(t, hasProgram("umoci"), "umoci (apt-get install umoci)")
+	need.Root(t, "to unpack owners and devices")
+	need.Tool(t, "umoci")
 	const seeds = 100
 	entries := 0
 	for seed := range uint64(seeds) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/build/oci"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // startEngine answers as Docker's API does, at a Unix socket. It holds one
@@ -121,10 +122,8 @@ func TestEngineSockets(t *testing.T) {
 // TestEnginePodman asks a real engine, which serves a store of the test's own
 // and starts no container.
 func TestEnginePodman(t *testing.T) {
-	bin := tool(t, "podman")
-	if os.Getuid() != 0 {
-		missing(t, "needs root: without it podman wants a user namespace")
-	}
+	bin := need.Tool(t, "podman")
+	need.Root(t, "without it podman wants a user namespace")
 	dir, err := os.MkdirTemp("", "volant-podman-*") // t.TempDir may be too long for a socket
 	if err != nil {
 		t.Fatal(err)

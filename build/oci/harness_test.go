@@ -32,33 +32,15 @@ import (
 	"github.com/volantvm/volant/build/oci"
 	"github.com/volantvm/volant/build/oci/ocitest"
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/testdata/need"
 )
-
-// missing skips a test that cannot run here, or fails it where all must run.
-func missing(t *testing.T, why any) {
-	t.Helper()
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
-
-// tool finds a program that the test needs.
-func tool(t *testing.T, name string) string {
-	t.Helper()
-	bin, err := exec.LookPath(name)
-	if err != nil {
-		missing(t, err)
-	}
-	return bin
-}
 
 // run runs a program to its end and returns what it printed.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, tool(t, name), args...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, need.Tool(t, name), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
@@ -81,7 +63,7 @@ type registryConfig struct {
 // its address and, with TLS, the certificate it has.
 func startRegistry(t *testing.T, c registryConfig) (addr string, roots *x509.CertPool) {
 	t.Helper()
-	bin := tool(t, "docker-registry")
+	bin := need.Tool(t, "docker-registry")
 	dir := t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -330,9 +312,7 @@ func (c *counter) Write(p []byte) (int, error) {
 // smallDisk mounts a file system of size bytes, which only root can.
 func smallDisk(t *testing.T, size int) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		missing(t, "needs root, to mount a small file system")
-	}
+	need.Root(t, "to mount a small file system")
 	dir := t.TempDir()
 	if err := unix.Mount("volant-test", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, fmt.Sprintf("size=%d", size)); err != nil {
 		t.Fatal(err)

@@ -11,17 +11,13 @@ import (
 	"testing"
 
 	"github.com/volantvm/volant/build/superblock"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // image makes a file system of a small tree with the tool that its authors give.
 func image(t *testing.T, argv ...string) []byte {
 	t.Helper()
-	if _, err := exec.LookPath(argv[0]); err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Tool(t, argv[0])
 	dir := t.TempDir()
 	tree, file := filepath.Join(dir, "tree"), filepath.Join(dir, "image")
 	if err := os.MkdirAll(filepath.Join(tree, "etc"), 0o755); err != nil {

@@ -12,25 +12,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // real opens the host's own cgroups for an instance of the test's.
 func real(t *testing.T) *Host {
 	t.Helper()
-	need := func(what string) {
-		t.Helper()
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal(what)
-		}
-		t.Skip(what)
-	}
-	if os.Geteuid() != 0 {
-		need("cgroups need root")
-	}
+	need.Root(t, "to make cgroups")
 	h := open(t, Config{Parent: "volant-test", Instance: "pid" + strconv.Itoa(os.Getpid())})
 	t.Logf("%s; %s", h.Words(), h.Problem())
 	if h.Problem() != "" {
-		need(h.Problem())
+		need.Missing(t, "cgroups: %s", h.Problem())
 	}
 	t.Cleanup(func() {
 		if err := h.Close(); err != nil {

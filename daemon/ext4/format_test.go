@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func options() Options {
@@ -40,10 +42,7 @@ func tool(t *testing.T, name string) string {
 			return path
 		}
 	}
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatalf("%s is not here: apt-get install e2fsprogs", name)
-	}
-	t.Skipf("%s is not here", name)
+	need.Missing(t, "%s, of e2fsprogs", name)
 	return ""
 }
 
@@ -145,14 +144,12 @@ func TestRefuses(t *testing.T) {
 // The kernel mounts it, writes to it, and finds it sound: on a loop device, in a
 // mount namespace of the test's own.
 func TestMount(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	need.Root(t, "to mount")
 	if b, _ := os.ReadFile("/proc/filesystems"); !bytes.Contains(b, []byte("\text4\n")) {
-		t.Skip("this kernel has no ext4")
+		need.Elsewhere(t, "this kernel has no ext4")
 	}
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
-		t.Skip("there are no loop devices here")
+		need.Elsewhere(t, "there are no loop devices here")
 	}
 	path, dir := format(t, 300<<20), t.TempDir()
 	script := `set -e
@@ -167,7 +164,7 @@ umount "$2"`
 		// mount(8) names the loop device of a bad file system too: only this is
 		// the want of one.
 		if strings.Contains(string(out), "failed to setup loop device") {
-			t.Skipf("no loop device: %s", out)
+			need.Elsewhere(t, "no loop device: %s", out)
 		}
 		t.Fatalf("mount: %v\n%s", err, out)
 	}

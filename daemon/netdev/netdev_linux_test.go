@@ -23,6 +23,7 @@ import (
 
 	"github.com/volantvm/volant/daemon/netdev"
 	"github.com/volantvm/volant/ipam"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 const testPrefix = "192.168.127.1/24"
@@ -541,9 +542,7 @@ func TestManyTaps(t *testing.T) {
 
 // TestBridgeFull attaches one VM too many, and so also shows that an AddTap that fails half way leaves nothing.
 func TestBridgeFull(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes 1,023 taps: 5 s")
-	}
+	need.Long(t) // 1,023 taps: 5 s
 	n := newNetwork(t, testConfig())
 	ensure(t, n)
 	for i := range 1023 {
@@ -597,12 +596,7 @@ func ruleset(t testing.TB) string {
 
 func TestApplyRules(t *testing.T) {
 	needNetns(t)
-	if _, err := exec.LookPath("nft"); err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Tool(t, "nft")
 	cfg := testConfig()
 	cfg.Isolate = true
 	n := newNetwork(t, cfg)

@@ -10,15 +10,8 @@ import (
 	"testing"
 
 	"github.com/volantvm/volant/guest/shim"
+	"github.com/volantvm/volant/testdata/need"
 )
-
-func need(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatalf("needs %s", what)
-	}
-	t.Skipf("needs %s", what)
-}
 
 // parse wants what the kernel can execute without a loader.
 func parse(t *testing.T, program []byte) *elf.File {
@@ -55,12 +48,10 @@ func compiler(t *testing.T, f *elf.File) string {
 // TestRebuild compiles the shim again.
 func TestRebuild(t *testing.T) {
 	if shim.Binary() == "" {
-		t.Skip("there is no shim for this architecture")
+		need.Elsewhere(t, "there is no shim for this architecture")
 	}
 	kept := parse(t, []byte(shim.Binary()))
-	if _, err := exec.LookPath("gcc"); err != nil {
-		need(t, "gcc")
-	}
+	need.Tool(t, "gcc")
 	out := filepath.Join(t.TempDir(), "shim")
 	cmd := exec.Command("sh", "build.sh", out)
 	cmd.Env = append(os.Environ(), "CC=gcc", "LC_ALL=C")
@@ -84,7 +75,7 @@ func TestRebuild(t *testing.T) {
 // TestRefusesHost runs the shim where it must not do anything.
 func TestRefusesHost(t *testing.T) {
 	if shim.Binary() == "" {
-		t.Skip("there is no shim for this architecture")
+		need.Elsewhere(t, "there is no shim for this architecture")
 	}
 	path := filepath.Join(t.TempDir(), "init")
 	if err := os.WriteFile(path, []byte(shim.Binary()), 0o755); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/volantvm/volant/guest/shim"
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // vmTimeout is generous: a boot takes a second of CPU under emulation, which may
@@ -26,14 +27,7 @@ const vmTimeout = 120 * time.Second
 // until it has ended, and returns what it printed.
 func boot(t *testing.T, disk []byte) string {
 	t.Helper()
-	kernel := os.Getenv("VOLANT_TEST_KERNEL")
-	if kernel == "" {
-		need(t, "a guest kernel in VOLANT_TEST_KERNEL")
-	}
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		need(t, "qemu-system-x86_64")
-	}
+	kernel, qemu := need.Env(t, "VOLANT_TEST_KERNEL"), need.Tool(t, "qemu-system-x86_64")
 	dir := t.TempDir()
 	var a initramfs.Archive
 	if err := a.Add(initramfs.Entry{Name: "init", Mode: 0o755, Data: []byte(shim.Binary())}); err != nil {
@@ -70,7 +64,7 @@ func boot(t *testing.T, disk []byte) string {
 // not to panic.
 func TestFails(t *testing.T) {
 	if shim.Binary() == "" {
-		t.Skip("there is no shim for this architecture")
+		need.Elsewhere(t, "there is no shim for this architecture")
 	}
 	var image bytes.Buffer
 	tree := layers.NewTree()

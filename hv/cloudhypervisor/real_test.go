@@ -13,6 +13,7 @@ import (
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/hvtest"
 	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // realBinary stands, in daemonEnv, for the Cloud Hypervisor of this host.
@@ -61,7 +62,7 @@ func realNeed(t *testing.T, format string, args ...any) {
 	if os.Getenv("VOLANT_TEST_HYPERVISOR") == Name {
 		t.Fatalf(format, args...)
 	}
-	t.Skipf(format, args...)
+	need.Elsewhere(t, format, args...)
 }
 
 // realSpec returns a machine whose VMM must not panic: a thread of it that does

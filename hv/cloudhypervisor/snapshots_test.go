@@ -15,6 +15,7 @@ import (
 
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // openFiles counts the files that this process has open.
@@ -310,9 +311,7 @@ func TestProbeSnapshots(t *testing.T) {
 // TestUser wants a machine that runs as another user to be snapshotted and
 // restored, and what the VMM made to be ours in the end.
 func TestUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can run a VMM as another user")
-	}
+	need.Root(t, "to run a VMM as another user")
 	d, binary := probed(t, script{})
 	open := func(path string, mode os.FileMode) {
 		if err := os.Chmod(path, mode); err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/volantvm/volant/hv/hvtest"
 	"github.com/volantvm/volant/hv/qemu"
 	"github.com/volantvm/volant/testdata/budget"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // agentClient speaks to a machine's agent, one stream a request unless kept.
@@ -42,9 +43,7 @@ func roundTrip(c *http.Client, body []byte) error {
 // TestBudgets measures what the driver adds to QEMU, and what a template saves;
 // make bench runs it.
 func TestBudgets(t *testing.T) {
-	if os.Getenv("VOLANT_BENCH") == "" {
-		t.Skip("measures for a minute; make bench runs it")
-	}
+	need.Bench(t)
 	var all []budget.Line
 	t.Run("launch", func(t *testing.T) { all = append(all, measureLaunch(t)) })
 	t.Run("fork", func(t *testing.T) { all = append(all, measureFork(t)...) })

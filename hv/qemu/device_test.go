@@ -14,21 +14,18 @@ import (
 
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/qemu"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // enterNetwork moves the test's goroutine, for good, into a new network
 // namespace, which ends with it and with the machines started from it.
 func enterNetwork(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		need(t, "a network namespace needs root")
-	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		need(t, err.Error())
-	}
+	need.Root(t, "for a network namespace")
+	need.File(t, "/dev/net/tun")
 	runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		need(t, "unshare: "+err.Error())
+		need.Missing(t, "a network namespace: %v", err)
 	}
 }
 

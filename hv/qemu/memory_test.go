@@ -18,6 +18,7 @@ import (
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/qemu"
 	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // ask sends a request to the agent and returns the answer's body.
@@ -48,7 +49,7 @@ func TestBalloon(t *testing.T) {
 	b := newBench(t)
 	d := qemu.New(qemu.Config{})
 	if caps, err := d.Probe(t.Context()); err != nil || !caps.Balloon {
-		need(t, "this QEMU has no balloon that reports free pages")
+		need.Missing(t, "a QEMU with a balloon that reports free pages")
 	}
 	spec := b.spec(t)
 	spec.MemoryMiB, spec.Balloon = 192, true
@@ -142,11 +143,9 @@ func virtiofsd(t *testing.T, dir string) string {
 	case exists("/usr/lib/qemu/virtiofsd"): // QEMU's own, until 8.0
 		cmd = exec.CommandContext(t.Context(), "/usr/lib/qemu/virtiofsd", "--socket-path="+socket, "-o", "source="+dir, "-o", "sandbox=chroot", "-f")
 	default:
-		t.Skip("there is no virtiofsd (in Debian 12 it is in qemu-system-common, later in virtiofsd)")
+		need.Missing(t, "virtiofsd (in Debian 12 it is in qemu-system-common, later in virtiofsd)")
 	}
-	if os.Geteuid() != 0 {
-		need(t, "virtiofsd needs root")
-	}
+	need.Root(t, "for virtiofsd")
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {

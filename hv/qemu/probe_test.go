@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // scripted makes a QEMU that greets with a version and knows some machines. It
@@ -169,13 +169,7 @@ func TestProbeIsKept(t *testing.T) {
 // TestTrial runs the trial guest under emulation, which proves the guest; what
 // KVM makes of it is what the probe wants to know.
 func TestTrial(t *testing.T) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("qemu-system-x86_64 is not installed")
-	}
+	path := need.Tool(t, "qemu-system-x86_64")
 	if err := trial(t.Context(), path, hv.AccelTCG); err != nil {
 		t.Errorf("trial: %v", err)
 	}
@@ -186,7 +180,7 @@ func TestTrial(t *testing.T) {
 
 func TestTSC(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
-		t.Skip("no time stamp counter")
+		need.Elsewhere(t, "no time stamp counter")
 	}
 	a, b := tscKHz(), tscKHz()
 	if diff := int64(a) - int64(b); diff*diff > int64(a/1000)*int64(a/1000) {

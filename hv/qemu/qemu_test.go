@@ -18,6 +18,7 @@ import (
 	"github.com/volantvm/volant/hv/hvtest"
 	"github.com/volantvm/volant/hv/qemu"
 	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // daemonEnv makes the test binary a daemon for hvtest.Orphan.
@@ -41,16 +42,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// need skips the test for want of something, or fails it where everything has
-// to be there.
-func need(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatalf("%s", what)
-	}
-	t.Skipf("%s", what)
-}
-
 // bench holds what the machines of the tests are made of.
 type bench struct {
 	kernel, initramfs string
@@ -59,14 +50,8 @@ type bench struct {
 // newBench finds the kernel and builds the guest.
 func newBench(t testing.TB) *bench {
 	t.Helper()
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		need(t, "qemu-system-x86_64 is not installed")
-	}
-	kernel := os.Getenv("VOLANT_TEST_KERNEL")
-	if kernel == "" {
-		need(t, "VOLANT_TEST_KERNEL does not name a kernel (make kernels builds one)")
-	}
-	return &bench{kernel: kernel, initramfs: hvtest.Initramfs(t)}
+	need.Tool(t, "qemu-system-x86_64")
+	return &bench{kernel: need.Env(t, "VOLANT_TEST_KERNEL"), initramfs: hvtest.Initramfs(t)}
 }
 
 // spec returns a machine with a directory of its own.
@@ -118,9 +103,7 @@ func TestTiny(t *testing.T) {
 // harness returns what both suites need.
 func harness(t *testing.T) hvtest.Harness {
 	t.Helper()
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		need(t, "qemu-system-x86_64 is not installed")
-	}
+	need.Tool(t, "qemu-system-x86_64")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

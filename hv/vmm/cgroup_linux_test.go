@@ -14,16 +14,8 @@ import (
 
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/testdata/need"
 )
-
-// need skips the test, or fails it where everything that can be tested is to be.
-func need(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatal(what)
-	}
-	t.Skip(what)
-}
 
 // hierarchies returns the mount points of the cgroup hierarchies of a kind,
 // "cgroup" or "cgroup2".
@@ -69,9 +61,7 @@ func makeGroup(t *testing.T, point string) string {
 // first instruction, in every hierarchy that this host has, and this process to
 // be where it was.
 func TestStartInCgroups(t *testing.T) {
-	if os.Geteuid() != 0 {
-		need(t, "cgroups need root")
-	}
+	need.Root(t, "to make cgroups")
 	var groups []string
 	for _, kind := range []string{"cgroup", "cgroup2"} {
 		for _, point := range hierarchies(t, kind) {
@@ -84,7 +74,7 @@ func TestStartInCgroups(t *testing.T) {
 		}
 	}
 	if len(groups) == 0 {
-		need(t, "no cgroups can be made here")
+		need.Missing(t, "cgroups, of which none can be made here")
 	}
 	t.Logf("in %v", groups)
 	own, err := os.ReadFile("/proc/self/cgroup")
@@ -115,9 +105,7 @@ func TestStartInCgroups(t *testing.T) {
 // TestStartIsCharged has no room for one process more in its cgroup: if the fork
 // were charged to another, it would succeed.
 func TestStartIsCharged(t *testing.T) {
-	if os.Geteuid() != 0 {
-		need(t, "cgroups need root")
-	}
+	need.Root(t, "to make cgroups")
 	var dir string
 	for _, point := range append(hierarchies(t, "cgroup"), hierarchies(t, "cgroup2")...) {
 		if d := makeGroup(t, point); d != "" {
@@ -128,7 +116,7 @@ func TestStartIsCharged(t *testing.T) {
 		}
 	}
 	if dir == "" {
-		need(t, "no cgroup with a limit of processes can be made here")
+		need.Missing(t, "a cgroup with a limit of processes, which cannot be made here")
 	}
 	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {

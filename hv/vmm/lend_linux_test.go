@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // owner returns whose a file is, and its mode.
@@ -26,9 +27,7 @@ func owner(t *testing.T, path string) (uid, gid int, mode uint32) {
 // TestLend gives a directory to a process of another user, which keeps nothing of
 // it, and takes back a link no further than itself.
 func TestLend(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a directory away")
-	}
+	need.Root(t, "to give a directory away")
 	const nobody = 65534
 	other := exec.CommandContext(t.Context(), "sleep", "60")
 	other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, NoSetGroups: true}}

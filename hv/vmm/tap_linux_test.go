@@ -3,7 +3,6 @@ package vmm_test
 import (
 	"errors"
 	"net"
-	"os"
 	"os/exec"
 	"runtime"
 	"testing"
@@ -12,15 +11,14 @@ import (
 
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func TestOpenTap(t *testing.T) {
-	if os.Geteuid() != 0 {
-		need(t, "a network namespace needs root")
-	}
+	need.Root(t, "for a network namespace")
 	runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		need(t, "unshare: "+err.Error())
+		need.Missing(t, "a network namespace: %v", err)
 	}
 	if _, err := vmm.OpenTap("tap0"); !errors.Is(err, hv.ErrInvalidSpec) {
 		t.Errorf("OpenTap of none: %v, want ErrInvalidSpec", err)
@@ -29,7 +27,7 @@ func TestOpenTap(t *testing.T) {
 		t.Errorf("OpenTap has made %v", l)
 	}
 	if out, err := exec.Command("ip", "tuntap", "add", "tap0", "mode", "tap", "vnet_hdr").CombinedOutput(); err != nil {
-		need(t, "ip tuntap: "+string(out))
+		need.Missing(t, "ip tuntap: %v: %s", err, out)
 	}
 	f, err := vmm.OpenTap("tap0")
 	if err != nil {

@@ -8,14 +8,13 @@ import (
 
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // TestSpawnUser runs a VMM as nobody: it can make its sockets, has no group of
 // ours, and cannot pass itself off as another process.
 func TestSpawnUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		need(t, "another user needs root")
-	}
+	need.Root(t, "to become another user")
 	dir, err := os.MkdirTemp("", "volant-vmm-user-")
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/volantvm/volant/build/oci/ocitest"
 	"github.com/volantvm/volant/roles/fledge"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 type outcome struct {
@@ -154,12 +155,7 @@ func TestBuildInspectVerify(t *testing.T) {
 
 // TestInspectVerifyDisk reads a disk that another program made.
 func TestInspectVerifyDisk(t *testing.T) {
-	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Tool(t, "mkfs.erofs")
 	t.Chdir(t.TempDir())
 	if err := os.Mkdir("tree", 0o755); err != nil {
 		t.Fatal(err)
@@ -257,12 +253,8 @@ func TestBuildImage(t *testing.T) {
 // TestBuildDockerfile builds as the documentation says, with buildah in a store
 // of the test's own.
 func TestBuildDockerfile(t *testing.T) {
-	if _, err := exec.LookPath("buildah"); err != nil || os.Getuid() != 0 {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal("buildah and root are needed: ", err)
-		}
-		t.Skip("buildah and root are needed")
-	}
+	need.Tool(t, "buildah")
+	need.Root(t, "for buildah")
 	store := t.TempDir()
 	write(t, filepath.Join(store, "storage.conf"), "[storage]\ndriver = \"vfs\"\ngraphroot = \""+store+"/root\"\nrunroot = \""+store+"/run\"\n")
 	t.Setenv("CONTAINERS_STORAGE_CONF", filepath.Join(store, "storage.conf"))

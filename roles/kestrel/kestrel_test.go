@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func TestVersionAndHelp(t *testing.T) {
@@ -50,15 +51,10 @@ func TestUnknownArgument(t *testing.T) {
 // network and host name are looked at in namespaces of the test's own, because
 // other tests change those of the machine meanwhile.
 func TestRefusesOnTheHost(t *testing.T) {
-	if os.Geteuid() != 0 {
-		skip(t, "running kestrel as root takes root")
-	}
-	unshare, err := exec.LookPath("unshare")
-	if err != nil {
-		skip(t, "no unshare: %v", err)
-	}
+	need.Root(t, "to run kestrel as root")
+	unshare := need.Tool(t, "unshare")
 	if b, _ := os.ReadFile("/proc/cmdline"); bytes.Contains(b, []byte("volant.vm=")) {
-		t.Skip("this machine is a Volant guest")
+		need.Elsewhere(t, "this machine is a Volant guest")
 	}
 	self := filepath.Join(t.TempDir(), "volant")
 	build := exec.Command("go", "build", "-o", self, "../../guest/testdata/init")
@@ -156,12 +152,4 @@ func snapshot() string {
 	_, err = os.Stat("/sys/fs/cgroup/workload")
 	fmt.Fprintln(&b, "control group:", err)
 	return b.String()
-}
-
-func skip(t *testing.T, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("VOLANT_TEST_ALL") == "1" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/daemon"
 	"github.com/volantvm/volant/initramfs"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // The daemon's interface is met.
@@ -41,12 +42,7 @@ func testImage(t *testing.T, content string) ocitest.Image {
 // push puts an image into a registry with skopeo.
 func push(t *testing.T, img ocitest.Image, to string) {
 	t.Helper()
-	if _, err := exec.LookPath("skopeo"); err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Tool(t, "skopeo")
 	dir := t.TempDir()
 	img.Reference = ""
 	if _, err := ocitest.WriteLayout(dir, img); err != nil {

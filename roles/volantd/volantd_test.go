@@ -22,6 +22,7 @@ import (
 	"github.com/volantvm/volant/client"
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 var update = flag.Bool("update", false, "rewrite the generated part of docs/volantd.md")
@@ -47,13 +48,7 @@ type process struct {
 // start starts volantd in a network namespace that ends with it.
 func start(t *testing.T, dir string, env []string, args ...string) *process {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		const reason = "volantd needs root"
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
-	}
+	need.Root(t, "for volantd")
 	socket := filepath.Join(dir, "run", "volantd.sock")
 	args = append([]string{"--data-dir", filepath.Join(dir, "data"), "--runtime-dir", filepath.Join(dir, "run")}, args...)
 	p := &process{Cmd: exec.CommandContext(t.Context(), "/proc/self/exe", args...), out: &bytes.Buffer{}}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // TestCompletion has each shell complete lines by its script. A volar that
@@ -28,12 +30,7 @@ printf '%s\n' "${COMPREPLY[@]}"`
 	}
 	for shell, command := range shells {
 		t.Run(shell, func(t *testing.T) {
-			if _, err := exec.LookPath(shell); err != nil {
-				if os.Getenv("VOLANT_TEST_ALL") == "1" {
-					t.Fatal(err)
-				}
-				t.Skip(err)
-			}
+			need.Tool(t, shell)
 			status, script, _ := run(t, "completion", shell)
 			if status != exitOK {
 				t.Fatalf("volar completion %s = %d", shell, status)

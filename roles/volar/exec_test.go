@@ -21,6 +21,7 @@ import (
 	"github.com/volantvm/volant/client/api/stdio"
 	"github.com/volantvm/volant/daemon/httpapi"
 	"github.com/volantvm/volant/daemon/httpapi/httpapitest"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // withVM runs a daemon with a VM called web, and returns its address.
@@ -61,7 +62,7 @@ func openTerminal(t *testing.T) (near, far *os.File) {
 	t.Helper()
 	near, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skipf("no pseudo-terminals: %v", err)
+		need.Missing(t, "pseudo-terminals: %v", err)
 	}
 	t.Cleanup(func() { near.Close() })
 	conn, err := near.SyscallConn()
@@ -77,7 +78,7 @@ func openTerminal(t *testing.T) (near, far *os.File) {
 			fd = int(r)
 		}
 	}); err != nil || errno != 0 {
-		t.Skipf("no pseudo-terminals: %v, %v", err, errno)
+		need.Missing(t, "pseudo-terminals: %v, %v", err, errno)
 	}
 	far = os.NewFile(uintptr(fd), "tty")
 	t.Cleanup(func() { far.Close() })

@@ -13,18 +13,12 @@ import (
 	"github.com/volantvm/volant/build/kernel"
 	"github.com/volantvm/volant/daemon/httpapi"
 	"github.com/volantvm/volant/daemon/httpapi/httpapitest"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // TestImportDebianKernel imports a real kernel with its modules.
 func TestImportDebianKernel(t *testing.T) {
-	dir := os.Getenv("VOLANT_TEST_DEBIAN_KERNEL")
-	if dir == "" {
-		const reason = "VOLANT_TEST_DEBIAN_KERNEL does not name an unpacked Debian kernel package"
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
-	}
+	dir := need.Env(t, "VOLANT_TEST_DEBIAN_KERNEL")
 	images, err := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
 	if err != nil || len(images) != 1 {
 		t.Fatalf("images in %s: %q, %v, want one", dir, images, err)

@@ -22,6 +22,7 @@ import (
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/daemon/httpapi"
 	"github.com/volantvm/volant/daemon/httpapi/httpapitest"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 var update = flag.Bool("update", false, "rewrite the expected output in scripts")
@@ -310,10 +311,7 @@ func TestHelpTexts(t *testing.T) {
 
 // TestBashCompletion runs the script in bash.
 func TestBashCompletion(t *testing.T) {
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skip("bash is not installed")
-	}
+	bash := need.Tool(t, "bash")
 	_, script, _ := run(t, "completion", "bash")
 	for line, want := range map[string]string{
 		"volar vms cr":                "create",

@@ -11,20 +11,14 @@ import (
 
 	"github.com/volantvm/volant/build/oci/ocitest"
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/testdata/need"
 )
 
 // skopeo runs the stock tool, the judge of what this package writes.
 func skopeo(t *testing.T, args ...string) []byte {
 	t.Helper()
-	bin, err := exec.LookPath("skopeo")
-	if err != nil {
-		if os.Getenv("VOLANT_TEST_ALL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
 	var stderr bytes.Buffer
-	cmd := exec.Command(bin, args...)
+	cmd := exec.Command(need.Tool(t, "skopeo"), args...)
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {

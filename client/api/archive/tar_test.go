@@ -10,16 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-// missing skips a test, and fails it where the whole suite must run.
-func missing(t *testing.T, why error) {
-	t.Helper()
-	if os.Getenv("VOLANT_TEST_ALL") != "" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
+	"github.com/volantvm/volant/testdata/need"
+)
 
 // checkTar asks tar(1) whether an archive is whole.
 func checkTar(t *testing.T, data []byte, whole bool) {
@@ -28,7 +21,7 @@ func checkTar(t *testing.T, data []byte, whole bool) {
 	cmd.Stdin = bytes.NewReader(data)
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
-		missing(t, err)
+		need.Missing(t, "tar: %v", err)
 	}
 	if (err == nil) != whole {
 		t.Errorf("tar -t = %v, want whole: %v\n%s", err, whole, out)
@@ -38,9 +31,7 @@ func checkTar(t *testing.T, data []byte, whole bool) {
 // TestTarReads exchanges archives with tar(1), in the forms that it writes.
 func TestTarReads(t *testing.T) {
 	src := makeTree(t)
-	if _, err := exec.LookPath("tar"); err != nil {
-		missing(t, err)
-	}
+	need.Tool(t, "tar")
 	for _, format := range []string{"gnu", "pax", "posix"} {
 		out, err := exec.Command("tar", "-C", filepath.Dir(src), "--sparse", "--format="+format, "-cf", "-", "tree").Output()
 		if err != nil {
