@@ -101,7 +101,7 @@ func (m *machine) write(ctx context.Context, dir string) (hv.Snapshot, error) {
 			return hv.Snapshot{}, fmt.Errorf("%s is empty", name)
 		}
 	}
-	return s, vmm.WriteSnapshot(s)
+	return s, vmm.WriteSnapshot(s, m.rec)
 }
 
 func readConfig(dir string) ([]byte, error) {

@@ -70,7 +70,7 @@ func (v *fakeVM) snapshot(ctx context.Context, dir string) (hv.Snapshot, error) 
 		if err := m.host.enter(ctx, OpSnapshotted, m.rec.ID); err != nil {
 			return err
 		}
-		return vmm.WriteSnapshot(s)
+		return vmm.WriteSnapshot(s, m.rec)
 	}()
 	if err != nil {
 		return hv.Snapshot{}, errors.Join(err, vmm.ClearDir(dir))

@@ -293,6 +293,14 @@ func testTemplate(r *run) {
 	if s.MemoryFile != spec.MemoryFile {
 		r.Errorf("Snapshot() = %+v, want the memory file %s", s, spec.MemoryFile)
 	}
+	early := r.spec()
+	if fork, err := r.driver.Restore(r.ctx, early, s, hv.RestoreOptions{}); err == nil {
+		fork.Kill(r.ctx)
+		r.Error("Restore of a template whose machine lives: no error")
+	}
+	if left := names(r, early.Dir); len(left) > 0 {
+		r.Errorf("it left the files %q", left)
+	}
 	if err := vm.Kill(r.ctx); err != nil {
 		r.Fatalf("Kill: %v", err)
 	}

@@ -133,7 +133,7 @@ func (m *machine) snapshot(ctx context.Context, dir string) (hv.Snapshot, error)
 		err = writeNew(filepath.Join(dir, buildFile), d.Build)
 	}
 	if err == nil {
-		err = vmm.WriteSnapshot(s)
+		err = vmm.WriteSnapshot(s, m.rec)
 	}
 	if err != nil {
 		return hv.Snapshot{}, errors.Join(err, m.breakOff(), vmm.ClearDir(dir))

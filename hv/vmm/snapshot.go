@@ -69,12 +69,43 @@ type snapshotFile struct {
 	hv.Snapshot
 	Files      map[string]int64 `json:"files"`       // bytes by name
 	MemorySize int64            `json:"memory_size"` // bytes of MemoryFile, 0 without one
+	// Of is the process whose memory MemoryFile is. While it lives it may write
+	// there: a fork would find another memory than the state that was saved.
+	Of *ofProcess `json:"of,omitempty"`
+}
+
+// ofProcess names a process for all time, as hv.Record does.
+type ofProcess struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"start_time"`
+	BootID    string `json:"boot_id"`
+}
+
+// lives says whether the process is there still.
+func (o *ofProcess) lives() (bool, error) {
+	boot, err := BootID()
+	if err != nil || boot != o.BootID {
+		return false, err
+	}
+	p, err := Open(o.PID, o.StartTime)
+	if errors.Is(err, hv.ErrGone) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	p.Close()
+	return true, nil
 }
 
 // WriteSnapshot completes the snapshot whose parts, all of them files, are in
-// s.Dir: it brings them to the disk and writes hv.SnapshotFile last.
-func WriteSnapshot(s hv.Snapshot) error {
+// s.Dir: it brings them to the disk and writes hv.SnapshotFile last. of is the
+// machine that it was taken of.
+func WriteSnapshot(s hv.Snapshot, of hv.Record) error {
 	whole := snapshotFile{Snapshot: s, Files: make(map[string]int64)}
+	if s.MemoryFile != "" {
+		whole.Of = &ofProcess{of.PID, of.StartTime, of.BootID}
+	}
 	entries, err := os.ReadDir(s.Dir)
 	if err != nil {
 		return err
@@ -112,7 +143,8 @@ func syncFile(path string) (int64, error) {
 // CheckSnapshot wants a snapshot that is whole and that a driver with these
 // capabilities can restore as spec: with hv.ErrUnsupported if it is another
 // driver's, version's or machine's. The directory and the memory file may have
-// been moved since it was taken.
+// been moved since it was taken. The machine that a template was taken of must
+// have ended.
 func CheckSnapshot(s *hv.Snapshot, spec *hv.Spec, caps *hv.Capabilities) error {
 	switch {
 	case s.Driver != caps.Driver:
@@ -144,6 +176,15 @@ func CheckSnapshot(s *hv.Snapshot, spec *hv.Spec, caps *hv.Capabilities) error {
 	if s.MemoryFile != "" {
 		if err := checkSize(s.MemoryFile, whole.MemorySize); err != nil {
 			return fmt.Errorf("snapshot %s is not whole: %w", s.Dir, err)
+		}
+	}
+	if whole.Of != nil {
+		alive, err := whole.Of.lives()
+		if err != nil {
+			return fmt.Errorf("snapshot %s: the machine that it was taken of: %w", s.Dir, err)
+		}
+		if alive {
+			return fmt.Errorf("snapshot %s: the machine that it was taken of, process %d, runs still, and its memory is the template's: kill it first", s.Dir, whole.Of.PID)
 		}
 	}
 	return nil

@@ -14,6 +14,23 @@ import (
 func TestSnapshot(t *testing.T) {
 	caps := hv.Capabilities{Driver: "d", Version: "1"}
 	spec := hv.Spec{VCPUs: 1, MaxVCPUs: 2, MemoryMiB: 64, CID: 3, Disks: []hv.Disk{{Serial: "a", Path: "/a"}}, NICs: []hv.NIC{{Tap: "t", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}}
+	boot, err := BootID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start, err := StartTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The process that has our number began at another time.
+	ended := hv.Record{PID: os.Getpid(), StartTime: start + 1, BootID: boot}
+	alive := func(boot string) func(*testing.T, *hv.Snapshot, *hv.Spec) {
+		return func(t *testing.T, s *hv.Snapshot, _ *hv.Spec) {
+			if err := errors.Join(os.Remove(filepath.Join(s.Dir, hv.SnapshotFile)), WriteSnapshot(*s, hv.Record{PID: os.Getpid(), StartTime: start, BootID: boot})); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	take := func(t *testing.T) hv.Snapshot {
 		dir, memory := t.TempDir(), filepath.Join(t.TempDir(), "memory")
 		for path, text := range map[string]string{filepath.Join(dir, "state"): "state", memory: "memory"} {
@@ -22,7 +39,7 @@ func TestSnapshot(t *testing.T) {
 			}
 		}
 		s := hv.Snapshot{Driver: "d", Version: "1", Dir: dir, VCPUs: 1, MemoryMiB: 64, Machine: ShapeOf(&spec).Digest(), MemoryFile: memory}
-		if err := WriteSnapshot(s); err != nil {
+		if err := WriteSnapshot(s, ended); err != nil {
 			t.Fatal(err)
 		}
 		return s
@@ -51,6 +68,8 @@ func TestSnapshot(t *testing.T) {
 		"another disk":       {func(_ *testing.T, _ *hv.Snapshot, spec *hv.Spec) { spec.Disks = []hv.Disk{{Serial: "b"}} }, true, "other devices"},
 		"no NIC":             {func(_ *testing.T, _ *hv.Snapshot, spec *hv.Spec) { spec.NICs = nil }, true, "other devices"},
 		"another limit":      {func(_ *testing.T, _ *hv.Snapshot, spec *hv.Spec) { spec.MaxVCPUs = 3 }, true, "other devices"},
+		"a machine alive":    {alive(boot), false, "runs still"},
+		"an earlier boot":    {alive("another"), false, ""},
 		"another snapshot":   {func(_ *testing.T, s *hv.Snapshot, _ *hv.Spec) { s.MemoryFile = "" }, false, "another one"},
 		"without its file":   {func(_ *testing.T, s *hv.Snapshot, _ *hv.Spec) { os.Remove(filepath.Join(s.Dir, hv.SnapshotFile)) }, false, "not whole"},
 		"with a short part":  {func(_ *testing.T, s *hv.Snapshot, _ *hv.Spec) { os.Truncate(filepath.Join(s.Dir, "state"), 4) }, false, "not whole"},
@@ -85,7 +104,7 @@ func TestSnapshotDirectory(t *testing.T) {
 	if err := CheckEmpty(dir); err == nil {
 		t.Error("CheckEmpty of a directory with something in it: no error")
 	}
-	if err := WriteSnapshot(hv.Snapshot{Dir: dir}); err == nil || !strings.Contains(err.Error(), "no file") {
+	if err := WriteSnapshot(hv.Snapshot{Dir: dir}, hv.Record{}); err == nil || !strings.Contains(err.Error(), "no file") {
 		t.Errorf("WriteSnapshot with a directory among the parts: %v, want an error", err)
 	}
 	if err := errors.Join(ClearDir(dir), CheckEmpty(dir)); err != nil {
