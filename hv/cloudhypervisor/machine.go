@@ -533,8 +533,8 @@ func (m *machine) Counters(ctx context.Context) (map[string]map[string]uint64, e
 }
 
 // Kill implements hv.VM. The VMM is asked to end, and gets SIGKILL if it does
-// not. SIGTERM would be no step between: the thread that serves it is the one
-// that serves the API.
+// not, or if its machine is paused. SIGTERM would be no step between: the thread
+// that serves it is the one that serves the API.
 func (m *machine) Kill(ctx context.Context) error {
 	m.catchUp() // a guest that has ended by itself was not killed
 	select {
@@ -560,7 +560,7 @@ func (m *machine) Kill(ctx context.Context) error {
 
 // quit ends the process, by its API if it answers, else by SIGKILL.
 func (m *machine) quit(ctx context.Context) {
-	if err := m.api.put(ctx, opQuit, nil); err == nil {
+	if !m.still(ctx) && m.api.put(ctx, opQuit, nil) == nil {
 		select {
 		case <-m.proc.Done():
 			return
@@ -569,6 +569,21 @@ func (m *machine) quit(ctx context.Context) {
 		}
 	}
 	m.proc.Kill() // fails only when the process has ended
+}
+
+// still says that the machine is paused, or that nobody can tell. To end it in
+// order, Cloud Hypervisor lets its devices run again (Vm::shutdown resumes them,
+// as of versions 52 to 54): what they write then, such as a frame that has come
+// for the guest, would be in a template's memory, and on disks that were copied.
+func (m *machine) still(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	i, err := m.ask(ctx)
+	var refused *apiError
+	if errors.As(err, &refused) { // as where there is no machine
+		return false
+	}
+	return err != nil || i.State == statePaused
 }
 
 // Agent implements hv.VM.
