@@ -9,9 +9,12 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/hv"
@@ -68,9 +71,7 @@ func (t *HybridVsock) Listen() error {
 	if err != nil {
 		return err
 	}
-	// The VMM may be another user. Who reaches its directory can tell it no more than
-	// to try again.
-	if err := os.Chmod(path, 0o666); err != nil {
+	if err := letConnect(path); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	t.mu.Lock()
@@ -78,6 +79,27 @@ func (t *HybridVsock) Listen() error {
 	t.listener, t.heard, t.over = l, make(chan struct{}), make(chan struct{})
 	go t.listen(l, t.over)
 	return nil
+}
+
+// letConnect lets everybody connect to a socket of ours: the VMM may be another
+// user, and who reaches its directory can tell us no more than to try again. That
+// VMM can also put something else in the socket's place: what is changed is what
+// was looked at.
+func letConnect(path string) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() || st.Nlink != 1 {
+		return fmt.Errorf("%s is not the socket that was made there", path)
+	}
+	// There is no fchmod(2) of such a descriptor before Linux 6.6 (fchmodat2).
+	return os.Chmod("/proc/self/fd/"+strconv.Itoa(fd), 0o666)
 }
 
 // ReadySocket returns the socket that Listen makes for the VMM's vsock socket at
