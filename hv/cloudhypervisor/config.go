@@ -236,6 +236,11 @@ func rules(spec *hv.Spec) []landlockRule {
 	if spec.MemoryFile != "" {
 		list = append(list, landlockRule{Path: spec.MemoryFile, Access: "rw"})
 	}
+	if len(spec.Devices) > 0 {
+		// It derives one of the device's address, but opens /dev/vfio/GROUP (as of
+		// versions 52 to 54).
+		list = append(list, landlockRule{Path: "/dev/vfio", Access: "rw"})
+	}
 	for _, dir := range spec.Reach {
 		if fi, err := os.Stat(dir); err == nil && fi.IsDir() { // it refuses a rule for what is not there
 			list = append(list, landlockRule{Path: dir, Access: "rw"})

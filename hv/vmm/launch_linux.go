@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/volantvm/volant/hv"
@@ -21,8 +22,8 @@ func CheckHost(spec *hv.Spec, own []string) error {
 	return CheckDevices(spec)
 }
 
-// CheckDevices wants the disks and TAPs that a Spec names to be there. Its errors
-// wrap hv.ErrInvalidSpec.
+// CheckDevices wants the disks, TAPs and PCI devices that a Spec names to be there.
+// Its errors wrap hv.ErrInvalidSpec.
 func CheckDevices(spec *hv.Spec) error {
 	for _, d := range spec.Disks {
 		mode := os.O_RDWR
@@ -37,6 +38,12 @@ func CheckDevices(spec *hv.Spec) error {
 		// VMMs make a TAP that is not there, attached to nothing.
 		if _, err := net.InterfaceByName(n.Tap); err != nil {
 			return fmt.Errorf("%w: tap %s: %w", hv.ErrInvalidSpec, n.Tap, err)
+		}
+	}
+	for _, d := range spec.Devices {
+		driver, err := os.Readlink("/sys/bus/pci/devices/" + d + "/driver")
+		if err != nil || filepath.Base(driver) != "vfio-pci" {
+			return fmt.Errorf("%w: PCI device %s is not there, or not bound to vfio-pci", hv.ErrInvalidSpec, d)
 		}
 	}
 	return nil
