@@ -99,8 +99,8 @@ type Spec struct {
 	MaxVCPUs     int
 	MaxMemoryMiB int
 	// MemoryFile makes the guest's memory a shared mapping of this file, which the
-	// driver makes: a snapshot of the machine can then be a template. "" for
-	// memory of the machine's own.
+	// driver makes: a snapshot of the machine can then be a template. Not with
+	// Shares. "" for memory of the machine's own.
 	MemoryFile string
 	// Balloon gives the guest a device by which it returns the memory that it does
 	// not use to the host. A template has the device, and reports nothing by it, and
@@ -333,7 +333,7 @@ const SnapshotFile = "snapshot.json"
 type RestoreOptions struct {
 	// OnDemand reads memory when the guest touches it; Snapshot.Dir must then stay
 	// until the machine has ended. Capabilities.OnDemand. A template's memory is
-	// always so.
+	// always so, and a VMM that runs as a Spec.User who may not do so reads all at once.
 	OnDemand bool
 }
 

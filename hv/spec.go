@@ -50,6 +50,9 @@ func (s *Spec) Validate() error {
 		if err := checkPath("memory file", s.MemoryFile); err != nil {
 			return err
 		}
+		if len(s.Shares) > 0 {
+			return invalid("memory file %s: a machine with shares can be no template: their server would not see the memory that its forks have of their own", s.MemoryFile)
+		}
 	}
 	if err := checkPath("kernel", s.Kernel); err != nil {
 		return err

@@ -70,6 +70,7 @@ func TestValidate(t *testing.T) {
 		{"fewer vCPUs at most", func(s *hv.Spec) { s.VCPUs, s.MaxVCPUs = 2, 1 }, "at most 1 vCPUs"},
 		{"less memory at most", func(s *hv.Spec) { s.MaxMemoryMiB = 63 }, "at most 63 MiB"},
 		{"relative memory file", func(s *hv.Spec) { s.MemoryFile = "ram" }, "memory file"},
+		{"memory file with a share", func(s *hv.Spec) { s.MemoryFile = "/ram" }, "no template"},
 		{"writable memory", func(s *hv.Spec) { s.Disks[0].Pmem = true }, "read-only"},
 		{"share without a tag", func(s *hv.Spec) { s.Shares[0].Tag = "" }, "tag"},
 		{"long tag", func(s *hv.Spec) { s.Shares[0].Tag = strings.Repeat("a", hv.MaxShareTag+1) }, "tag"},

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/vmm"
 )
@@ -117,7 +119,7 @@ func TestKinds(t *testing.T) {
 	defer socket.Close()
 	full := func() hv.Spec {
 		spec := nicSpec(t)
-		spec.MaxVCPUs, spec.Balloon, spec.MemoryFile = 4, true, filepath.Join(base, "memory")
+		spec.MaxVCPUs, spec.Balloon = 4, true
 		spec.Disks = []hv.Disk{{Serial: "p", Path: pmem, ReadOnly: true, Pmem: true}, {Serial: "d", Path: odd}}
 		spec.Shares = []hv.Share{{Tag: "src", Socket: filepath.Join(base, "fs")}}
 		return spec
@@ -134,6 +136,18 @@ func TestKinds(t *testing.T) {
 	if got, want := i.Config.shape(), vmm.ShapeOf(&spec); !reflect.DeepEqual(got, want) {
 		t.Errorf("the shape of the machine is %+v, of its Spec %+v", got, want)
 	}
+	if err := vm.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	template := func() hv.Spec {
+		spec := full()
+		spec.Shares, spec.MemoryFile = nil, filepath.Join(base, "memory")
+		return spec
+	}
+	spec = template()
+	if vm, err = d.Launch(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
 	if fi, err := os.Stat(spec.MemoryFile); err != nil || fi.Size() != int64(spec.MemoryMiB)<<20 || fi.Mode().Perm() != 0o600 {
 		t.Errorf("the memory file: %v, %v", fi, err)
 	}
@@ -148,9 +162,10 @@ func TestKinds(t *testing.T) {
 	}
 	for name, change := range map[string]func(*hv.Spec){
 		"pmem of an odd size":     func(s *hv.Spec) { s.Disks[0].Path = odd },
-		"memory file there":       func(s *hv.Spec) { s.MemoryFile = odd },
-		"memory file that grows":  func(s *hv.Spec) { s.MaxMemoryMiB = s.MemoryMiB + plugMiB },
-		"odd limit of memory":     func(s *hv.Spec) { s.MemoryFile, s.MaxMemoryMiB = "", s.MemoryMiB+100 },
+		"memory file there":       func(s *hv.Spec) { *s = template(); s.MemoryFile = odd },
+		"memory file that grows":  func(s *hv.Spec) { *s = template(); s.MaxMemoryMiB = s.MemoryMiB + plugMiB },
+		"odd limit of memory":     func(s *hv.Spec) { s.MaxMemoryMiB = s.MemoryMiB + 100 },
+		"PCI device without VFIO": func(s *hv.Spec) { s.Devices = []string{"ffff:ff:1f.7"} },
 		"too many vCPUs at last":  func(s *hv.Spec) { s.MaxVCPUs = maxVCPUs + 1 },
 		"too many devices":        func(s *hv.Spec) { s.Shares = manyShares(maxDevices) },
 		"reach that is no path":   func(s *hv.Spec) { s.Reach = []string{"here"} },
@@ -168,6 +183,12 @@ func TestKinds(t *testing.T) {
 	spec.Shares[0].Socket += ".missing"
 	if _, err := d.Launch(t.Context(), spec); err == nil {
 		t.Error("Launch with a share that nobody serves: no error")
+	}
+	wantNothing(t, spec, true)
+	spec = template()
+	d.openTap = func(string) (*os.File, error) { return nil, unix.EBUSY }
+	if _, err := d.Launch(t.Context(), spec); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("Launch without its TAP: %v, want EBUSY", err)
 	}
 	if _, err := os.Stat(spec.MemoryFile); !os.IsNotExist(err) {
 		t.Errorf("the memory file of a failed launch: %v, want it gone", err)
