@@ -149,7 +149,8 @@ func (d *Driver) restore(ctx context.Context, spec *hv.Spec, f *findings, from h
 		return nil, err
 	}
 	request := restoreConfig{Source: "file://" + filepath.Join(spec.Dir, stageDir), Mode: "Copy"}
-	if o.OnDemand && from.MemoryFile == "" { // a template has nothing to be read on demand: it is mapped
+	// A template has nothing to be read on demand: it is mapped.
+	if o.OnDemand && from.MemoryFile == "" && vmm.CanFault(spec.User) {
 		request.Mode = "OnDemand"
 	}
 	m, err := d.begin(ctx, spec, f, beginning{

@@ -376,9 +376,17 @@ func TestUser(t *testing.T) {
 				t.Errorf("%s/%s is of user %d, %v, want ours", dir, name, st.Uid, err)
 			}
 		}
-		again, err := d.Restore(t.Context(), spec(""), s, hv.RestoreOptions{})
+		// Its user may have no userfaultfd, though root's trial machine had.
+		again, err := d.Restore(t.Context(), spec(""), s, hv.RestoreOptions{OnDemand: true})
 		if err != nil {
 			t.Fatal(err)
+		}
+		mode := `"memory_restore_mode":"Copy"`
+		if memory == "" && vmm.CanFault(&hv.User{UID: 65534, GID: 65534}) {
+			mode = `"memory_restore_mode":"OnDemand"`
+		}
+		if asked := requests(t, binary); !strings.Contains(asked[strings.LastIndex(asked, opRestore):], mode) {
+			t.Errorf("it was not restored with %s:\n%s", mode, asked)
 		}
 		if err := errors.Join(again.Resume(t.Context()), again.Kill(t.Context())); err != nil {
 			t.Error(err)
