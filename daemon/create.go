@@ -145,6 +145,9 @@ func (d *Daemon) newVM(ctx context.Context, req api.VMCreate) (row.NewVM, error)
 	vm.Labels, vm.AutoRemove = api.MergeLabels(m.Labels, req.Labels), req.AutoRemove
 	vm.TTLSeconds = req.TTLSeconds
 	vm.Attach, vm.HealthCheck, vm.Restart = req.Attach, probed(&m), m.Restart
+	if req.Wait == api.WaitHealthy && !vm.HealthCheck {
+		return row.NewVM{}, unprobed(strings.TrimSpace("the VM " + req.Name))
+	}
 	vm.DependsOn = m.DependsOn
 	if m.Workload != nil {
 		vm.TTY, vm.Stdin = m.Workload.TTY, m.Workload.Stdin

@@ -23,7 +23,7 @@ import (
 // the store nor in the world: a daemon that is killed in one leaves nothing.
 func readOnly() []string {
 	return []string{
-		"VM", "VMs", "WaitVM", "Stats", "VMTimeline", "VMConfig", "VMConfigHistory", "VMLogs", "VMWorkload", "VMStat", "Plugins", "Plugin", "Blob", "Images", "Image",
+		"VM", "VMs", "CheckWait", "WaitVM", "Stats", "VMTimeline", "VMConfig", "VMConfigHistory", "VMLogs", "VMWorkload", "VMStat", "Plugins", "Plugin", "Blob", "Images", "Image",
 		"Volumes", "Volume", "Kernels", "Events", "SystemInfo", "Doctor", "SystemSummary",
 	}
 }

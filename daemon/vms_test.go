@@ -373,6 +373,24 @@ func TestAgentless(t *testing.T) {
 	if vm.Status != api.VMRunning || vm.AgentUp || vm.Healthy || vm.Health.Status != api.HealthNone {
 		t.Errorf("VM without an agent: %+v", vm)
 	}
+	// Refused before anything is made or restarted.
+	for what, err := range map[string]error{
+		"creating one": func() error {
+			_, err := d.CreateVM(ctx, api.VMCreate{Plugin: "bare", Wait: api.WaitHealthy})
+			return err
+		}(),
+		"restarting one": d.CheckWait(ctx, "bare", api.WaitHealthy),
+	} {
+		if api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), "no health check") {
+			t.Errorf("%s, to wait for its health = %v, want invalid", what, err)
+		}
+	}
+	if _, n, err := d.VMs(ctx, api.VMFilter{}); n != 1 || err != nil {
+		t.Errorf("%d VMs, %v, want the first alone", n, err)
+	}
+	if err := errors.Join(d.CheckWait(ctx, "bare", api.WaitRunning), d.CheckWait(ctx, "none", api.WaitRunning)); err != nil {
+		t.Errorf("CheckWait for what is no question of health: %v", err)
+	}
 	spec := w.hv.Machine(vm.ID).Spec()
 	if got := strings.Join(spec.Cmdline, " "); len(spec.Disks) != 0 || got != "volant.vm="+vm.ID+" ip=10.9.0.2::10.9.0.1:255.255.0.0:bare:eth0:off" {
 		t.Errorf("spec = %+v", spec)

@@ -70,6 +70,32 @@ func (d *Daemon) WaitVM(ctx context.Context, name string, what api.VMWait) (api.
 	}
 }
 
+// CheckWait refuses to wait for a VM that is about to be started, restarted or
+// scaled and could not become what then. Codes: not_found, invalid.
+func (d *Daemon) CheckWait(ctx context.Context, name string, what api.VMWait) error {
+	if what != api.WaitHealthy {
+		return nil
+	}
+	vm, err := d.find(ctx, name)
+	if err != nil {
+		return err
+	}
+	probed := vm.HealthCheck
+	if vm.Next != nil {
+		probed = vm.Next.Probed
+	}
+	if !probed {
+		return unprobed("VM " + vm.Name)
+	}
+	return nil
+}
+
+// unprobed is the error of waiting for the health of a VM that has no check.
+func unprobed(which string) error {
+	return api.Errorf(api.CodeInvalid, "%s has no health check: nothing says when it is healthy", which).
+		WithHint("wait for it to be running, or give it a check (--health-cmd, or health_check in its configuration)")
+}
+
 // reached says whether vm has become what, or why it will not.
 func reached(vm *row.VM, what api.VMWait) (bool, error) {
 	never := func() error {
@@ -88,9 +114,8 @@ func reached(vm *row.VM, what api.VMWait) (bool, error) {
 	case api.WaitRunning, api.WaitHealthy:
 		up := vm.Status == api.VMRunning && !vm.Replaced()
 		switch {
-		case what == api.WaitHealthy && !vm.HealthCheck:
-			return false, api.Errorf(api.CodeInvalid, "VM %s has no health check: nothing says when it is healthy", vm.Name).
-				WithHint("wait for it to be running, or create it with a check (--health-cmd)")
+		case what == api.WaitHealthy && !vm.HealthCheck && !(vm.Replaced() && vm.Next != nil && vm.Next.Probed):
+			return false, unprobed("VM " + vm.Name)
 		case vm.Desired != api.DesiredRunning:
 			return false, never()
 		case isPaused(vm):

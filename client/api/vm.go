@@ -160,6 +160,9 @@ type VMCreate struct {
 	// all that it writes: the VM's first start waits a while for the client
 	// rather than lose the beginning.
 	Attach bool `json:"attach,omitempty"`
+	// Wait is what whoever asks is going to wait for (the query parameter wait): a
+	// VM that could never become so is refused before it is made.
+	Wait VMWait `json:"-"`
 }
 
 // VMScale changes the size of a VM. What is 0 stays as it is.

@@ -594,3 +594,23 @@ func TestUnreadBody(t *testing.T) {
 		}
 	}
 }
+
+// Waiting for what can never be is refused before anything is done for it.
+func TestWaitRefusedFirst(t *testing.T) {
+	f := installed(t, &httpapitest.Service{})
+	f.must(t, "POST", "/api/v1/vms?wait=running", `{"name": "web", "plugin": "hello", "health_check": {"disable": true}}`)
+	seen := f.must(t, "GET", "/api/v1/events?follow=false", "")
+	for path, body := range map[string]string{
+		"/api/v1/vms?wait=healthy":             `{"name": "bad", "plugin": "hello", "health_check": {"disable": true}}`,
+		"/api/v1/vms/web/start?wait=healthy":   "",
+		"/api/v1/vms/web/restart?wait=healthy": "",
+		"/api/v1/vms/web/scale?wait=healthy":   `{"memory_mb": 999}`,
+	} {
+		if resp, data := f.do(t, "POST", path, body); resp.StatusCode != 400 || !strings.Contains(string(data), "no health check") {
+			t.Errorf("POST %s: %d %s, want it refused", path, resp.StatusCode, data)
+		}
+	}
+	if now := f.must(t, "GET", "/api/v1/events?follow=false", ""); !bytes.Equal(now, seen) {
+		t.Errorf("something was done:\n%s", now)
+	}
+}

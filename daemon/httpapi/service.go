@@ -32,6 +32,9 @@ type Service interface {
 	VMConfigHistory(ctx context.Context, name string, limit int) ([]api.VMConfigVersion, error)
 	SetVMConfig(ctx context.Context, name string, in api.VMConfigChange) (api.VMConfigVersion, error)
 	RenameVM(ctx context.Context, name, to string) (api.VM, error)
+	// CheckWait refuses what WaitVM could only refuse after the VM was told to
+	// start, restart or become another size.
+	CheckWait(ctx context.Context, name string, what api.VMWait) error
 	// WaitVM blocks until the VM has reached what, or can no longer reach it by
 	// itself (CodeConflict, with the reason), or ctx ends (CodeTimeout). One that
 	// was removed because it had ended has stopped: it is returned for a while.

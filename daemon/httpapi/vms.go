@@ -57,6 +57,7 @@ func (s *Server) createVM(w http.ResponseWriter, r *http.Request) error {
 	if wt.what != api.WaitNone && req.Stopped {
 		return api.Errorf(api.CodeInvalid, "wait: a VM that is created stopped does not get %s", wt.what)
 	}
+	req.Wait = wt.what
 	vm, err := s.svc.CreateVM(r.Context(), req)
 	if err != nil {
 		return err
@@ -122,6 +123,9 @@ func (s *Server) scaleVM(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &in); err != nil {
 		return err
 	}
+	if err := s.svc.CheckWait(r.Context(), name, wt.what); err != nil {
+		return err
+	}
 	vm, err := s.svc.ScaleVM(r.Context(), name, in)
 	if err != nil {
 		return err
@@ -145,6 +149,9 @@ func (s *Server) changeVM(w http.ResponseWriter, r *http.Request, did string, do
 		return err
 	}
 	if err := checkStop(how); err != nil {
+		return err
+	}
+	if err := s.svc.CheckWait(r.Context(), name, wt.what); err != nil {
 		return err
 	}
 	vm, err := do(r.Context(), name, how)

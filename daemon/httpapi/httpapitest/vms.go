@@ -97,6 +97,9 @@ func (s *Service) CreateVM(_ context.Context, req api.VMCreate) (api.VM, error) 
 	if err != nil {
 		return api.VM{}, err
 	}
+	if req.Wait == api.WaitHealthy && !checked(req) {
+		return api.VM{}, api.Errorf(api.CodeInvalid, "the VM %s has no health check", req.Name)
+	}
 	for i := 1; req.Name == ""; i++ {
 		if name := fmt.Sprintf("%s-%d", p.Name, i); s.vms[name] == nil {
 			req.Name = name
@@ -303,6 +306,20 @@ func (s *Service) DeleteVM(_ context.Context, name string, _ api.VMStop) error {
 		return nil
 	})
 	return err
+}
+
+func (s *Service) CheckWait(_ context.Context, name string, what api.VMWait) error {
+	s.lock()
+	defer s.mu.Unlock()
+	switch vm := s.find(name); {
+	case what != api.WaitHealthy:
+		return nil
+	case vm == nil:
+		return api.Errorf(api.CodeNotFound, "there is no VM %q", name)
+	case !vm.HealthCheck:
+		return api.Errorf(api.CodeInvalid, "VM %s has no health check", vm.Name)
+	}
+	return nil
 }
 
 func (s *Service) WaitVM(ctx context.Context, name string, what api.VMWait) (api.VM, error) {
