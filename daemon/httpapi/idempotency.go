@@ -117,7 +117,7 @@ func (s *Server) replay(rt route, w *response, r *http.Request, a api.Answer) er
 		return err
 	}
 	q := newQuery(r)
-	wt := q.wait(api.WaitRunning, api.WaitHealthy, api.WaitStopped)
+	wt := q.wait(api.WaitRunning, api.WaitHealthy, api.WaitPaused, api.WaitStopped)
 	if q.err != nil {
 		return q.err
 	}

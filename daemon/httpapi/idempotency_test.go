@@ -102,6 +102,7 @@ func TestIdempotencyKeyAfterKill(t *testing.T) {
 		{"/api/v1/vms", "vm", 201, `"status":"pending"`},
 		{"/api/v1/vms?wait=running", "vm", 201, `"status":"running"`},
 		{"/api/v1/vms?wait=stopped&timeout=10ms", "vm", 504, "is not stopped after 10ms"},
+		{"/api/v1/vms/web/pause?wait=paused&timeout=10ms", "vm", 504, "is not paused after 10ms"},
 		{"/api/v1/volumes", "other", 201, "{}"},
 		{"/api/v1/vms", "other", 409, "not kept"},
 		{"/api/v1/images/prune", "none", 409, "not kept"},
