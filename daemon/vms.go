@@ -170,7 +170,7 @@ func (d *Daemon) wishRunning(vm *row.VM) {
 // a stop that is under way is done. Codes: not_found, conflict (being deleted),
 // invalid.
 func (d *Daemon) StopVM(ctx context.Context, name string, how api.VMStop) (api.VM, error) {
-	if err := checkStop(how); err != nil {
+	if err := how.Validate(); err != nil {
 		return api.VM{}, err
 	}
 	return d.change(ctx, name, "stop VM", func(vm *row.VM) error {
@@ -188,7 +188,7 @@ func (d *Daemon) StopVM(ctx context.Context, name string, how api.VMStop) (api.V
 // RestartVM wishes that the present incarnation ends and another runs; a VM
 // that has ended is started. Codes as StartVM and StopVM.
 func (d *Daemon) RestartVM(ctx context.Context, name string, how api.VMStop) (api.VM, error) {
-	if err := checkStop(how); err != nil {
+	if err := how.Validate(); err != nil {
 		return api.VM{}, err
 	}
 	vm, err := d.find(ctx, name)
@@ -235,7 +235,7 @@ func (d *Daemon) wishRestart(vm *row.VM, how api.VMStop) {
 // DeleteVM wishes the VM gone: stopped, its files removed, and at last its name
 // and address free. Deleting again changes only how. Codes: not_found, invalid.
 func (d *Daemon) DeleteVM(ctx context.Context, name string, how api.VMStop) error {
-	if err := checkStop(how); err != nil {
+	if err := how.Validate(); err != nil {
 		return err
 	}
 	_, err := d.change(ctx, name, "delete VM", func(vm *row.VM) error {
@@ -243,12 +243,4 @@ func (d *Daemon) DeleteVM(ctx context.Context, name string, how api.VMStop) erro
 		return nil
 	})
 	return err
-}
-
-func checkStop(how api.VMStop) error {
-	const maxGrace = 24 * 60 * 60
-	if how.GraceSeconds < 0 || how.GraceSeconds > maxGrace {
-		return api.Errorf(api.CodeInvalid, "grace_seconds: is %d; give 0 to %d", how.GraceSeconds, maxGrace)
-	}
-	return nil
 }

@@ -202,11 +202,20 @@ const (
 
 // VMStop says how to stop a VM.
 type VMStop struct {
-	// GraceSeconds is how long the workload may take to end, 0 for the
-	// workload's own stop timeout. The VM is killed when the grace is over.
+	// GraceSeconds is how long the workload may take to end, at most an hour, 0 for
+	// the workload's own stop timeout. The VM is killed when the grace is over.
 	GraceSeconds int `json:"grace_seconds,omitempty"`
 	// Force kills the VM at once.
 	Force bool `json:"force,omitempty"`
+}
+
+// Validate checks how to stop. Its error has CodeInvalid.
+func (s VMStop) Validate() error {
+	const maxGrace = 60 * 60
+	if s.GraceSeconds < 0 || s.GraceSeconds > maxGrace {
+		return fieldErr("grace_seconds", "is %d; give 0 to %d", s.GraceSeconds, maxGrace)
+	}
+	return nil
 }
 
 // TimelineStep is one step of a VM's way from the request to a healthy

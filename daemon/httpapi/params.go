@@ -18,9 +18,6 @@ const (
 	maxWait     = 10 * time.Minute
 )
 
-// maxGrace bounds how long a stop may take before the VM is killed.
-const maxGrace = time.Hour
-
 // param is one query parameter of a route.
 type param struct {
 	name string
@@ -315,12 +312,4 @@ func (q *query) wait(allowed ...api.VMWait) wait {
 		w.timeout = d
 	}
 	return w
-}
-
-// checkStop checks how to stop, wherever it was read from.
-func checkStop(how api.VMStop) error {
-	if how.GraceSeconds < 0 || time.Duration(how.GraceSeconds)*time.Second > maxGrace {
-		return api.Errorf(api.CodeInvalid, "grace_seconds: is %d; give 0 to %d", how.GraceSeconds, int(maxGrace.Seconds()))
-	}
-	return nil
 }

@@ -148,7 +148,7 @@ func (s *Server) changeVM(w http.ResponseWriter, r *http.Request, did string, do
 	if err := decodeOptional(w, r, &how); err != nil {
 		return err
 	}
-	if err := checkStop(how); err != nil {
+	if err := how.Validate(); err != nil {
 		return err
 	}
 	if err := s.svc.CheckWait(r.Context(), name, wt.what); err != nil {
@@ -166,7 +166,7 @@ func (s *Server) deleteVM(w http.ResponseWriter, r *http.Request) error {
 	wt := q.wait(api.WaitDeleted)
 	how := api.VMStop{GraceSeconds: q.int("grace_seconds"), Force: q.bool("force", false)}
 	name, err := pathName("VM", r)
-	if err := errors.Join(err, q.err, checkStop(how)); err != nil {
+	if err := errors.Join(err, q.err, how.Validate()); err != nil {
 		return err
 	}
 	// By id from here on: the name may go to another VM while we wait.
