@@ -252,14 +252,8 @@ func (d *Daemon) checkConfig(ctx context.Context, vm *row.VM, old, c *api.VMConf
 		return api.Errorf(api.CodeInvalid, "ttl_seconds: VM %s is %d s old already", vm.Name, int64(age.Seconds())).WithHint("delete it: volar vms delete %s", vm.Name)
 	}
 	for i := range c.Ports {
-		p := &c.Ports[i]
-		if p.Protocol == "" {
-			p.Protocol = api.ProtocolTCP
-		}
-		if p.HostIP == "0.0.0.0" {
-			p.HostIP = ""
-		}
-		if vm.Vsock && p.HostPort != 0 {
+		complete(&c.Ports[i])
+		if vm.Vsock && c.Ports[i].HostPort != 0 {
 			return api.Errorf(api.CodeInvalid, "ports[%d]: the VM has no address whose ports could be published", i)
 		}
 	}
@@ -273,14 +267,7 @@ func (d *Daemon) checkPorts(ports, own []api.Port, taken []row.Published) error 
 		if p.HostPort == 0 {
 			continue
 		}
-		if i := slices.IndexFunc(taken, func(t row.Published) bool { return t.Port.Conflicts(p) }); i >= 0 {
-			return api.Errorf(api.CodeExists, "host port %d/%s is published by VM %s", p.HostPort, p.Protocol, taken[i].VM).
-				WithHint("choose another host port, or delete that VM")
-		}
-		if slices.ContainsFunc(own, p.Conflicts) {
-			continue
-		}
-		if err := d.hostPortFree(p); err != nil {
+		if err := d.canPublish(p, own, taken); err != nil {
 			return err
 		}
 	}

@@ -158,14 +158,8 @@ func (d *Daemon) choosePorts(manifest, request []api.Port, vsock bool) ([]api.Po
 	all := api.MergePorts(manifest, request)
 	published := len(request) > 0
 	for i := range all {
-		p := &all[i]
-		if p.Protocol == "" {
-			p.Protocol = api.ProtocolTCP
-		}
-		if p.HostIP == "0.0.0.0" {
-			p.HostIP = ""
-		}
-		published = published || p.HostPort != 0
+		complete(&all[i])
+		published = published || all[i].HostPort != 0
 	}
 	if !published {
 		return all, nil, nil
@@ -180,12 +174,7 @@ func (d *Daemon) choosePorts(manifest, request []api.Port, vsock bool) ([]api.Po
 			asked := i >= len(out)-len(request)
 			switch {
 			case p.HostPort != 0:
-				j := slices.IndexFunc(taken, func(t row.Published) bool { return t.Port.Conflicts(*p) })
-				if j >= 0 {
-					return nil, api.Errorf(api.CodeExists, "host port %d/%s is published by VM %s", p.HostPort, p.Protocol, taken[j].VM).
-						WithHint("choose another host port, or delete that VM")
-				}
-				if err := d.hostPortFree(*p); err != nil {
+				if err := d.canPublish(*p, nil, taken); err != nil {
 					return nil, err
 				}
 			case asked:
@@ -196,6 +185,29 @@ func (d *Daemon) choosePorts(manifest, request []api.Port, vsock bool) ([]api.Po
 		}
 		return out, nil
 	}, nil
+}
+
+// complete writes out what a port leaves to its defaults.
+func complete(p *api.Port) {
+	if p.Protocol == "" {
+		p.Protocol = api.ProtocolTCP
+	}
+	if p.HostIP == "0.0.0.0" {
+		p.HostIP = ""
+	}
+}
+
+// canPublish refuses a port of the host that another has, a VM or a program. own
+// are those that the VM itself has.
+func (d *Daemon) canPublish(p api.Port, own []api.Port, taken []row.Published) error {
+	if i := slices.IndexFunc(taken, func(t row.Published) bool { return t.Port.Conflicts(p) }); i >= 0 {
+		return api.Errorf(api.CodeExists, "host port %d/%s is published by VM %s", p.HostPort, p.Protocol, taken[i].VM).
+			WithHint("choose another host port, or delete that VM")
+	}
+	if slices.ContainsFunc(own, p.Conflicts) {
+		return nil
+	}
+	return d.hostPortFree(p)
 }
 
 // freePort returns the lowest host port that p can have, 0 when there is none.

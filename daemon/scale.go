@@ -72,9 +72,7 @@ func (d *Daemon) ScaleVM(ctx context.Context, name string, in api.VMScale) (api.
 			vm.Next = &next
 		}
 		if !live && vm.Status == api.VMRunning {
-			vm.Stop, vm.Replace = api.VMStop{}, vm.Incarnation
-			beginAnew(vm)
-			vm.AcceptedAt = d.cfg.Now().UTC()
+			d.wishRestart(vm, api.VMStop{})
 		}
 		return []api.Event{{Type: api.EventVMScaled, Message: sizeWords(before) + " to " + sizeWords(size)}}, nil
 	})
