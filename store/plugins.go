@@ -187,7 +187,7 @@ func (s *Store) RemovePlugin(ctx context.Context, name string, ev api.Event) (ap
 func (s *Store) Manifest(ctx context.Context, digest string) (api.Manifest, error) {
 	var m api.Manifest
 	var body []byte
-	if err := s.r.QueryRowContext(ctx, `SELECT body FROM manifests WHERE digest = ?`, digest).Scan(&body); err != nil {
+	if err := s.stmts.readManifest.QueryRowContext(ctx, digest).Scan(&body); err != nil {
 		return m, wrap(classify(err), "manifest %s", digest)
 	}
 	if err := json.Unmarshal(body, &m); err != nil {

@@ -71,7 +71,7 @@ type Store struct {
 	r    *sql.DB // query_only
 
 	commits atomic.Int64
-	stmts   statements // prepared on w; set once by Open
+	stmts   statements // set once by Open
 }
 
 // Open opens the database at path, making it, mode 0600, when it does not
@@ -218,7 +218,7 @@ func queryStrings(ctx context.Context, from querier, query string, args ...any) 
 
 // Close closes the database. No other method may be running.
 func (s *Store) Close() error {
-	s.stmts.close()
+	s.unprepare()
 	rerr := s.r.Close()
 	if err := s.w.Close(); err != nil {
 		return fmt.Errorf("close database: %w", classify(err))

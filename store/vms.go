@@ -260,8 +260,8 @@ func (s *Store) DeleteVM(ctx context.Context, id string, ev api.Event) (api.Even
 
 // VM returns the VM of that name or, failing that, of that id.
 func (s *Store) VM(ctx context.Context, nameOrID string) (row.VM, error) {
-	for _, where := range []string{` WHERE v.name = ?`, ` WHERE v.id = ?`} {
-		vm, err := scanVM(s.r.QueryRowContext(ctx, selectVM+where, nameOrID))
+	for _, stmt := range []*sql.Stmt{s.stmts.readVMByName, s.stmts.readVMByID} {
+		vm, err := scanVM(stmt.QueryRowContext(ctx, nameOrID))
 		if err != row.ErrNotFound { //nolint:errorlint // classify returns it bare
 			return vm, wrap(err, "VM %s", nameOrID)
 		}
@@ -271,7 +271,7 @@ func (s *Store) VM(ctx context.Context, nameOrID string) (row.VM, error) {
 
 // VMByID returns the VM of that id.
 func (s *Store) VMByID(ctx context.Context, id string) (row.VM, error) {
-	vm, err := scanVM(s.r.QueryRowContext(ctx, selectVM+` WHERE v.id = ?`, id))
+	vm, err := scanVM(s.stmts.readVMByID.QueryRowContext(ctx, id))
 	return vm, wrap(err, "VM %s", id)
 }
 
