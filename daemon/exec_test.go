@@ -224,7 +224,7 @@ func TestHungGuest(t *testing.T) {
 	d.create("other", "serve")
 	d.must("hung", api.WaitHealthy)
 	d.must("other", api.WaitHealthy)
-	w.guest(hung.ID).hang()
+	w.guest(hung.ID).hang(func(string) bool { return true })
 	calls := make(chan error, 8)
 	for range cap(calls) {
 		go func() {

@@ -558,21 +558,21 @@ type fakeGuest struct {
 	over chan struct{} // closed when the guest is on its way out
 
 	mu      sync.Mutex
-	status  wire.Status     // guarded by mu
-	logs    []wire.LogEntry // guarded by mu
-	seq     uint64          // guarded by mu; of the last log line
-	changed chan struct{}   // guarded by mu; closed by the next change
-	asked   []wire.Shutdown // guarded by mu
-	wakes   []wire.Wake     // guarded by mu
-	ended   bool            // guarded by mu
-	stuck   bool            // guarded by mu; the agent takes calls and answers none
+	status  wire.Status            // guarded by mu
+	logs    []wire.LogEntry        // guarded by mu
+	seq     uint64                 // guarded by mu; of the last log line
+	changed chan struct{}          // guarded by mu; closed by the next change
+	asked   []wire.Shutdown        // guarded by mu
+	wakes   []wire.Wake            // guarded by mu
+	ended   bool                   // guarded by mu
+	stuck   func(path string) bool // guarded by mu; the agent takes such calls and answers none; nil for all answered
 }
 
-// hang makes the agent take calls and answer none.
-func (g *fakeGuest) hang() {
+// hang makes the agent take calls and answer none of those that which selects.
+func (g *fakeGuest) hang(which func(path string) bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.stuck = true
+	g.stuck = which
 }
 
 // boot is what every machine of the world runs.
@@ -827,7 +827,7 @@ func (g *fakeGuest) handler() http.Handler {
 		g.mu.Lock()
 		stuck := g.stuck
 		g.mu.Unlock()
-		if stuck {
+		if stuck != nil && stuck(r.URL.Path) {
 			select {
 			case <-r.Context().Done():
 			case <-g.over:

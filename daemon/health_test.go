@@ -49,6 +49,36 @@ func (in *instance) journal(name string, n int, types ...api.EventType) []string
 	return got
 }
 
+// A guest that is taken up says who it is before it says how it is: until then
+// what the row knows of its workload stands.
+func TestHealthTakenUp(t *testing.T) {
+	w := newWorld(t)
+	d := w.start(options{})
+	d.equip()
+	vm := d.restarting("web", "serve", "always")
+	d.must("web", api.WaitHealthy)
+	g := w.guest(vm.ID)
+	at := time.Now().Add(time.Minute).Round(0)
+	g.set(func(s *wire.Status) { s.Workload, s.RetryAt, s.Streak, s.Restarts = wire.WorkloadBackoff, &at, 3, 3 })
+	before := d.eventually("web", "in a crash loop", func(vm row.VM) bool { return vm.CrashLoop })
+	d.stop()
+	asked := make(chan struct{}, 16)
+	g.hang(func(path string) bool {
+		if path != wire.PathStatus {
+			return false
+		}
+		asked <- struct{}{}
+		return true
+	})
+	d = w.start(options{config: func(c *Config) { c.Now = func() time.Time { return time.Now().Add(time.Hour) } }})
+	<-asked
+	time.Sleep(50 * time.Millisecond) // for the worker to see that it has answered
+	if now := mustVM(t, d, "web"); !now.AgentUp || !now.Healthy || now.Health != before.Health || !now.CrashLoop || now.NextStartAt == nil {
+		t.Errorf("taken up: agent %v, %+v, crash loop %v, next start %v; want it as it was", now.AgentUp, now.Health, now.CrashLoop, now.NextStartAt)
+	}
+	g.hang(nil)
+}
+
 // TestHealth follows a workload through its health, across a restart of the
 // daemon.
 func TestHealth(t *testing.T) {

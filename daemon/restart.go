@@ -121,17 +121,18 @@ func guestTime(t time.Time) time.Time {
 }
 
 // steadyIn is how long a running VM has to run on before its earlier ends are
-// forgotten; ok says that there are any.
-func (d *Daemon) steadyIn(vm *row.VM, s *wire.Status) (wait time.Duration, ok bool) {
-	if vm.Status != api.VMRunning || vm.StartedAt == nil || vm.Tries.Streak == 0 && !vm.CrashLoop || s.Streak > 0 {
+// forgotten; ok says that there are any. Of a guest that has yet to tell how its
+// workload is, it is not known that there are none of late.
+func (w *worker) steadyIn(vm *row.VM, s *wire.Status) (wait time.Duration, ok bool) {
+	if w.live.agent != nil && s.Seq == 0 || vm.Status != api.VMRunning || vm.StartedAt == nil || vm.Tries.Streak == 0 && !vm.CrashLoop || s.Streak > 0 {
 		return 0, false
 	}
-	return min(vm.StartedAt.Add(d.t.steady).Sub(d.cfg.Now()), d.t.steady), true
+	return min(vm.StartedAt.Add(w.d.t.steady).Sub(w.d.cfg.Now()), w.d.t.steady), true
 }
 
 // settleDown forgets the ends of a VM that has run for a while since.
-func (d *Daemon) settleDown(vm *row.VM, s *wire.Status) []api.Event {
-	if wait, ok := d.steadyIn(vm, s); !ok || wait > 0 {
+func (w *worker) settleDown(vm *row.VM, s *wire.Status) []api.Event {
+	if wait, ok := w.steadyIn(vm, s); !ok || wait > 0 {
 		return nil
 	}
 	vm.Tries.Streak = 0

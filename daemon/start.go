@@ -552,11 +552,15 @@ func (w *worker) running(ctx context.Context, vm *row.VM, r report) error {
 }
 
 // applyStatus writes what the guest reports into the row and returns the events
-// of it.
+// of it. A guest that has said no more than who it is changes nothing of what is
+// known of its workload.
 func applyStatus(vm *row.VM, r report) []api.Event {
 	vm.AgentUp = r.up
 	if e := r.status.Exit; e != nil {
 		vm.Exit = &api.VMExit{Code: e.Code, Signal: clip(e.Signal, 32), OOMKilled: e.OOMKilled, Time: guestTime(e.Time)}
+	}
+	if r.status.Seq == 0 {
+		return nil
 	}
 	return append(applyRestarts(vm, &r.status), setHealth(vm, healthOf(vm, &r.status))...)
 }

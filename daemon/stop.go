@@ -23,14 +23,14 @@ func (w *worker) supervise(ctx context.Context, vm *row.VM) error {
 	m := w.live
 	for {
 		r := m.get()
-		wait, unsteady := w.d.steadyIn(vm, &r.status)
+		wait, unsteady := w.steadyIn(vm, &r.status)
 		if r.hello != nil || r.status.Seq > 0 || unsteady && wait <= 0 {
 			now, err := w.noteStatus(ctx, vm, r)
 			if err != nil {
 				return err
 			}
 			vm = &now
-			wait, unsteady = w.d.steadyIn(vm, &r.status)
+			wait, unsteady = w.steadyIn(vm, &r.status)
 		}
 		var steady <-chan time.Time
 		if unsteady {
@@ -68,7 +68,7 @@ func (w *worker) noteStatus(ctx context.Context, vm *row.VM, r report) (row.VM, 
 		w.log.Warn("guest not understood", keyErr, r.alien)
 	}
 	now, err := w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
-		return append(applyStatus(vm, r), w.d.settleDown(vm, &r.status)...), nil
+		return append(applyStatus(vm, r), w.settleDown(vm, &r.status)...), nil
 	})
 	if err != nil {
 		return row.VM{}, err
