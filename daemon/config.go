@@ -33,6 +33,9 @@ func (d *Daemon) configOf(ctx context.Context, vm *row.VM) (api.VMConfig, api.Ma
 			CPUCores: vm.CPUCores, MemoryMB: vm.MemoryMB, Kernel: vm.WantKernel, KernelCmdline: vm.KernelCmdline,
 			Env: vm.Env, Ports: vm.Ports, Hostname: m.Hostname, Restart: m.Restart, HealthCheck: m.HealthCheck,
 		}
+		if oversized(vm) { // what it is to become is its configuration once its machine is so
+			c.CPUCores, c.MemoryMB = vm.Has.VCPUs, vm.Has.MemoryMiB
+		}
 		if w := m.Workload; w != nil {
 			c.Command, c.Workdir, c.User = w.Entrypoint, w.Workdir, w.User
 			c.StopSignal, c.StopTimeout, c.TTY, c.Stdin = w.StopSignal, w.StopTimeout, w.TTY, w.Stdin
@@ -196,8 +199,8 @@ func (d *Daemon) setConfig(ctx context.Context, vm *row.VM, in api.VMConfigChang
 	}
 	v := api.VMConfigVersion{VM: vm.Name, Version: vm.ConfigVersion + 1, By: in.By, From: in.Version, Changed: changed, Config: c}
 	present.Pending = false
-	now, evs, err := d.store.ChangeConfig(ctx, vm.ID, row.ConfigChange{
-		First: present, Version: v, Manifest: next, Blobs: manifestBlobs(&next), Probed: probed(&next),
+	now, err := d.putConfig(ctx, vm, row.ConfigChange{
+		First: present, Version: v, Manifest: next,
 		Check: func(taken []row.Published) error { return d.checkPorts(c.Ports, old.Ports, taken) },
 	}, func(vm *row.VM) ([]api.Event, error) {
 		if vm.Desired == api.DesiredAbsent {
@@ -211,17 +214,53 @@ func (d *Daemon) setConfig(ctx context.Context, vm *row.VM, in api.VMConfigChang
 				vm.Replace = vm.Incarnation // also one that has just begun: it has not taken the configuration over
 			}
 		}
-		return []api.Event{{Type: api.EventVMConfigured, Message: configWords(v.Version, changed, vm.Next != nil)}}, nil
+		return nil, nil
 	})
 	if err != nil {
 		return none, err
 	}
-	d.bus.notify(vm.ID, len(evs) > 0)
 	d.expiries.look()
 	if !now.Settled() {
 		d.kick(vm.ID)
 	}
 	return d.configVersion(ctx, &now, 0)
+}
+
+// putConfig writes a further version of a VM's configuration, with what else
+// change alters. Of c it fills in what follows from its manifest. It returns
+// row.ErrStale when another version came first.
+func (d *Daemon) putConfig(ctx context.Context, vm *row.VM, c row.ConfigChange, change func(vm *row.VM) ([]api.Event, error)) (row.VM, error) {
+	c.Blobs, c.Probed = manifestBlobs(&c.Manifest), probed(&c.Manifest)
+	now, evs, err := d.store.ChangeConfig(ctx, vm.ID, c, func(vm *row.VM) ([]api.Event, error) {
+		evs, err := change(vm)
+		return append(evs, api.Event{Type: api.EventVMConfigured, Message: configWords(c.Version.Version, c.Version.Changed, vm.Next != nil)}), err
+	})
+	if err == nil {
+		d.bus.notify(vm.ID, len(evs) > 0)
+	}
+	return now, err
+}
+
+// sizeVersion is the version of a VM's configuration that differs from the present
+// one by the size; ok is false when it does not.
+func (d *Daemon) sizeVersion(ctx context.Context, vm *row.VM, size api.Resources, by string) (c row.ConfigChange, ok bool, err error) {
+	present, err := d.configVersion(ctx, vm, 0)
+	if err != nil {
+		return c, false, err
+	}
+	old, m, err := d.configOf(ctx, vm)
+	if err != nil {
+		return c, false, err
+	}
+	config := old
+	config.CPUCores, config.MemoryMB = size.CPUCores, size.MemoryMB
+	changed := old.Changes(config)
+	present.Pending = false
+	next, err := configured(m, &config)
+	return row.ConfigChange{
+		First: present, Manifest: next, OfVM: true, Check: func([]row.Published) error { return nil },
+		Version: api.VMConfigVersion{VM: vm.Name, Version: vm.ConfigVersion + 1, By: by, Changed: changed, Config: config},
+	}, len(changed) > 0, err
 }
 
 // configWords says what a version changes; of what there is much, the beginning.

@@ -76,6 +76,14 @@ func crashCases() []crashCase {
 			t.Errorf("VMs: %+v, want one that is %v", vms, states)
 		}
 	}
+	sized := func(t *testing.T, d *instance, vm *row.VM) {
+		t.Helper()
+		d.checkSize(t, vm)
+		v, err := d.VMConfig(ctx, "web", 0)
+		if err != nil || v.Pending || v.Config.MemoryMB != vm.MemoryMB || (v.Version == 2) != (vm.MemoryMB != 64) {
+			t.Errorf("configuration %+v, %v, of a VM of %d MiB", v, err, vm.MemoryMB)
+		}
+	}
 	return append(artifactCrashCases(), []crashCase{
 		{
 			name: "create",
@@ -270,7 +278,7 @@ func crashCases() []crashCase {
 			act:     func(d *instance) { d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 192}) },
 			check: func(t *testing.T, d *instance, vms []row.VM) {
 				one(t, vms, api.VMRunning)
-				d.checkSize(t, &vms[0])
+				sized(t, d, &vms[0])
 				if vms[0].Incarnation != 1 {
 					t.Errorf("incarnation %d: it was restarted", vms[0].Incarnation)
 				}
@@ -283,7 +291,7 @@ func crashCases() []crashCase {
 			act:     func(d *instance) { d.ScaleVM(ctx, "web", api.VMScale{MemoryMB: 1000, Restart: true}) },
 			check: func(t *testing.T, d *instance, vms []row.VM) {
 				one(t, vms, api.VMRunning)
-				d.checkSize(t, &vms[0])
+				sized(t, d, &vms[0])
 				if (vms[0].MemoryMB == 1000) != (vms[0].Incarnation > 1) {
 					t.Errorf("%d MiB in incarnation %d", vms[0].MemoryMB, vms[0].Incarnation)
 				}

@@ -49,37 +49,24 @@ func (d *Daemon) ScaleVM(ctx context.Context, name string, in api.VMScale) (api.
 		return api.VM{}, d.publicError("scale VM", err)
 	}
 	defer release()
-	live := false
 	sub := d.bus.subscribe(vm.ID)
 	defer d.bus.unsubscribe(sub)
-	now, err := d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
-		var err error
-		if live, err = d.scale(vm, size, caps, in.Restart); err != nil {
-			return nil, err
+	var now row.VM
+	var live bool
+	for try := 0; ; try++ {
+		if now, live, err = d.tryScale(ctx, &vm, size, caps, in, refusal); !errors.Is(err, row.ErrStale) || try == configTries {
+			break
 		}
-		before := api.Resources{CPUCores: vm.CPUCores, MemoryMB: vm.MemoryMB}
-		if size == before {
-			live = live && vm.SizeError == ""
-			return nil, nil
+		if vm, err = d.store.VMByID(ctx, vm.ID); err != nil {
+			break
 		}
-		if !vm.Settled() && size.MemoryMB > vm.MemoryMB && refusal != nil {
-			return nil, refusal
-		}
-		vm.CPUCores, vm.MemoryMB, vm.SizeError = size.CPUCores, size.MemoryMB, ""
-		if vm.Next != nil { // the configuration that waits has the size too
-			next := *vm.Next
-			next.Config.CPUCores, next.Config.MemoryMB = size.CPUCores, size.MemoryMB
-			vm.Next = &next
-		}
-		if !live && vm.Status == api.VMRunning {
-			d.wishRestart(vm, api.VMStop{})
-		}
-		return []api.Event{{Type: api.EventVMScaled, Message: sizeWords(before) + " to " + sizeWords(size)}}, nil
-	})
-	if errors.Is(err, row.ErrNotFound) {
-		return api.VM{}, notFound("VM", name, nil)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, row.ErrNotFound):
+		return api.VM{}, notFound("VM", name, nil)
+	case errors.Is(err, row.ErrStale):
+		return api.VM{}, api.Errorf(api.CodeConflict, "VM %s keeps changing", vm.Name)
+	case err != nil:
 		return api.VM{}, d.publicError("scale VM", err)
 	}
 	release()
@@ -90,6 +77,43 @@ func (d *Daemon) ScaleVM(ctx context.Context, name string, in api.VMScale) (api.
 		return now.VM, nil
 	}
 	return d.awaitSize(ctx, sub, now, size)
+}
+
+// tryScale is one try of ScaleVM, on the VM as it was read; row.ErrStale says that
+// it has changed since. A size that nobody can refuse any more is a version of the
+// configuration at once; of a machine that runs its worker makes it one, when the
+// machine has it.
+func (d *Daemon) tryScale(ctx context.Context, vm *row.VM, size api.Resources, caps hv.Capabilities, in api.VMScale, refusal error) (now row.VM, live bool, err error) {
+	if live, err = d.scale(vm, size, caps, in.Restart); err != nil {
+		return now, false, err
+	}
+	before := api.Resources{CPUCores: vm.CPUCores, MemoryMB: vm.MemoryMB}
+	change := func(now *row.VM) ([]api.Event, error) {
+		if now.Status != vm.Status || now.Desired != vm.Desired || now.Has != vm.Has || now.WantPaused != vm.WantPaused || now.Replace != vm.Replace || now.ConfigVersion < vm.ConfigVersion {
+			return nil, row.ErrStale
+		}
+		if size == before {
+			return nil, nil
+		}
+		if !vm.Settled() && size.MemoryMB > before.MemoryMB && refusal != nil {
+			return nil, refusal
+		}
+		now.CPUCores, now.MemoryMB, now.SizeError, now.SizeBy = size.CPUCores, size.MemoryMB, "", in.By
+		if !live && now.Status == api.VMRunning {
+			d.wishRestart(now, api.VMStop{})
+		}
+		return []api.Event{{Type: api.EventVMScaled, Message: sizeWords(before) + " to " + sizeWords(size)}}, nil
+	}
+	later := live && (vm.Has.VCPUs != size.CPUCores || vm.Has.MemoryMiB != size.MemoryMB)
+	version, differs, err := d.sizeVersion(ctx, vm, size, in.By)
+	switch {
+	case err != nil:
+	case differs && !later:
+		now, err = d.putConfig(ctx, vm, version, change)
+	default:
+		now, err = d.update(ctx, vm.ID, change)
+	}
+	return now, live && (size != before || vm.SizeError == ""), err
 }
 
 // scale decides how a VM gets a size: live, or with its next start.
@@ -178,21 +202,55 @@ func (w *worker) resize(ctx context.Context, vm *row.VM) error {
 	if err != nil && !errors.Is(err, hv.ErrInvalidSpec) && !errors.Is(err, hv.ErrUnsupported) {
 		return w.ifHeld(ctx, vm, fmt.Errorf("resize: %w", err))
 	}
+	if err == nil {
+		return w.resized(ctx, vm)
+	}
 	_, uerr := w.d.update(ctx, vm.ID, func(now *row.VM) ([]api.Event, error) {
-		if err == nil {
-			now.Has.VCPUs, now.Has.MemoryMiB = vm.CPUCores, vm.MemoryMB
-			return nil, nil
-		}
 		if now.CPUCores != vm.CPUCores || now.MemoryMB != vm.MemoryMB {
 			return nil, nil // it is to have another size by now
 		}
-		now.CPUCores, now.MemoryMB, now.SizeError = now.Has.VCPUs, now.Has.MemoryMiB, clip(err.Error(), maxStepText)
+		now.CPUCores, now.MemoryMB, now.SizeError, now.SizeBy = now.Has.VCPUs, now.Has.MemoryMiB, clip(err.Error(), maxStepText), ""
 		return []api.Event{{Type: api.EventVMScaled, Message: "back to " + sizeWords(api.Resources{CPUCores: now.CPUCores, MemoryMB: now.MemoryMB}) + ": " + now.SizeError}}, nil
 	})
-	if err != nil {
-		w.log.Warn("VM not scaled", keyName, vm.Name, keyErr, err)
-	}
+	w.log.Warn("VM not scaled", keyName, vm.Name, keyErr, err)
 	return uerr
+}
+
+// resized notes that the machine has the size that vm says, which is a version of
+// the VM's configuration from now on.
+func (w *worker) resized(ctx context.Context, vm *row.VM) error {
+	size := api.Resources{CPUCores: vm.CPUCores, MemoryMB: vm.MemoryMB}
+	for {
+		now, err := w.d.store.VMByID(ctx, vm.ID)
+		if err != nil {
+			return err
+		}
+		has := func(now *row.VM) ([]api.Event, error) {
+			now.Has.VCPUs, now.Has.MemoryMiB, now.SizeBy = size.CPUCores, size.MemoryMB, ""
+			return nil, nil
+		}
+		version, differs, err := w.d.sizeVersion(ctx, &now, size, now.SizeBy)
+		if err != nil {
+			return err
+		}
+		if !differs || now.CPUCores != size.CPUCores || now.MemoryMB != size.MemoryMB { // it is to have another size by now
+			_, err := w.d.update(ctx, vm.ID, has)
+			return err
+		}
+		waited := now.Next != nil
+		_, err = w.d.putConfig(ctx, vm, version, func(now *row.VM) ([]api.Event, error) {
+			if now.CPUCores != size.CPUCores || now.MemoryMB != size.MemoryMB {
+				return nil, row.ErrStale
+			}
+			if !waited {
+				now.Next = nil // all of it is in effect
+			}
+			return has(now)
+		})
+		if !errors.Is(err, row.ErrStale) {
+			return err
+		}
+	}
 }
 
 func (w *worker) tryResize(ctx context.Context, vm *row.VM) error {

@@ -180,3 +180,89 @@ func TestAdmission(t *testing.T) {
 		t.Errorf("%d VMs, want 7", got)
 	}
 }
+
+// A size is part of the configuration: each that a VM gets is a version of it, and
+// one that is refused, at once or by the machine, is none.
+func TestScaleIsConfiguration(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	d := w.start(options{config: func(c *Config) { c.HostMemoryMiB, c.MemoryOvercommit = 8192, 1 }})
+	d.equip()
+	d.create("web", "serve") // 64 MiB, one vCPU
+	d.must("web", api.WaitHealthy)
+	want := func(version, memory int, pending bool, changed ...string) {
+		t.Helper()
+		v, err := d.VMConfig(ctx, "web", 0)
+		if err != nil || v.Version != version || v.Config.MemoryMB != memory || v.Pending != pending || version > 1 && !slices.Equal(v.Changed, changed) {
+			t.Errorf("version %d of %d MiB, pending %v, changed %q, %v; want version %d of %d MiB, %v, %q", v.Version, v.Config.MemoryMB, v.Pending, v.Changed, err, version, memory, pending, changed)
+		}
+		history, err := d.VMConfigHistory(ctx, "web", 0)
+		if err != nil || len(history) != version || history[0].Version != version {
+			t.Errorf("history %+v, %v; want %d versions", history, err, version)
+		}
+	}
+	scale := func(in api.VMScale) error {
+		t.Helper()
+		in.By = "uid 7"
+		_, err := d.ScaleVM(ctx, "web", in)
+		return err
+	}
+
+	if err := scale(api.VMScale{MemoryMB: 192}); err != nil { // live
+		t.Fatal(err)
+	}
+	want(2, 192, false, "memory_mb")
+	if v, err := d.VMConfig(ctx, "web", 2); err != nil || v.By != "uid 7" {
+		t.Errorf("version 2 = %+v, %v; want who asked for it", v, err)
+	}
+	if v, err := d.VMConfig(ctx, "web", 1); err != nil || v.Config.MemoryMB != 64 {
+		t.Errorf("version 1 = %+v, %v; want what the VM was made with", v, err)
+	}
+	if err := scale(api.VMScale{MemoryMB: 192}); err != nil {
+		t.Fatal(err)
+	}
+	if err := scale(api.VMScale{MemoryMB: 1000}); api.CodeOf(err) != api.CodeConflict {
+		t.Errorf("ScaleVM beyond its room: %v", err)
+	}
+	if err := scale(api.VMScale{MemoryMB: 9000, Restart: true}); api.CodeOf(err) != api.CodeExhausted {
+		t.Errorf("ScaleVM beyond the host: %v", err)
+	}
+	w.hv.FailNext(hvtest.OpResize, 1, fmt.Errorf("%w: not today", hv.ErrInvalidSpec))
+	if err := scale(api.VMScale{MemoryMB: 64}); api.CodeOf(err) != api.CodeConflict {
+		t.Errorf("ScaleVM that the hypervisor refuses: %v", err)
+	}
+	d.settle()
+	want(2, 192, false, "memory_mb")
+
+	// While another version waits, a live size is in both.
+	d.patch("web", `{"env": {"MODE": "x"}}`)
+	if err := scale(api.VMScale{MemoryMB: 128}); err != nil {
+		t.Fatal(err)
+	}
+	want(4, 128, true, "memory_mb")
+	if vm := mustVM(t, d, "web"); vm.MemoryMB != 128 || vm.Env["MODE"] != "" {
+		t.Errorf("the VM that runs: %+v", vm)
+	}
+	// A restart takes all of it over.
+	if err := scale(api.VMScale{MemoryMB: 2000, CPUCores: 2, Restart: true}); err != nil {
+		t.Fatal(err)
+	}
+	d.must("web", api.WaitHealthy)
+	w.checkWorld(d.settle())
+	want(5, 2000, false, "cpu_cores", "memory_mb")
+	if vm := mustVM(t, d, "web"); vm.MemoryMB != 2000 || vm.CPUCores != 2 || vm.Env["MODE"] != "x" || vm.Incarnation != 2 {
+		t.Errorf("the VM after its restart: %+v", vm)
+	}
+
+	if _, err := d.StopVM(ctx, "web", api.VMStop{}); err != nil {
+		t.Fatal(err)
+	}
+	d.must("web", api.WaitStopped)
+	if err := scale(api.VMScale{MemoryMB: 256}); err != nil {
+		t.Fatal(err)
+	}
+	want(6, 256, false, "memory_mb")
+	if v, err := d.SetVMConfig(ctx, "web", api.VMConfigChange{Version: 1}); err != nil || v.Config.MemoryMB != 64 || v.Config.CPUCores != 1 {
+		t.Errorf("back to version 1: %+v, %v", v, err)
+	}
+}

@@ -55,6 +55,7 @@ type details struct {
 	Paused bool              `json:"paused,omitempty"` // WantPaused
 	Has    row.Size          `json:"has,omitzero"`
 	Size   string            `json:"size_error,omitempty"`
+	SizeBy string            `json:"size_by,omitempty"`
 	Record json.RawMessage   `json:"record,omitempty"`
 	Config int               `json:"config,omitempty"` // ConfigVersion, 0 for the first
 	Next   *row.NextConfig   `json:"next,omitempty"`
@@ -66,7 +67,7 @@ func vmValues(v *row.VM) ([]any, error) {
 	d, err := json.Marshal(details{
 		Labels: v.Labels, Env: v.Env, Ports: v.Ports, TTY: v.TTY, Stdin: v.Stdin, Attach: v.Attach, Probed: v.HealthCheck, Health: &v.Health,
 		Policy: v.Restart, Loop: v.CrashLoop, NextAt: v.NextStartAt, Tries: v.Tries, Needs: v.DependsOn, Waits: v.WaitingFor,
-		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Has: v.Has, Size: v.SizeError, Record: v.Record, Agent: v.AgentImage,
+		Exit: v.Exit, Stop: v.Stop, Paused: v.WantPaused, Has: v.Has, Size: v.SizeError, SizeBy: v.SizeBy, Record: v.Record, Agent: v.AgentImage,
 		Config: v.ConfigVersion, Next: v.Next, TTL: v.TTLSeconds,
 	})
 	if err != nil {
@@ -114,7 +115,7 @@ func scanVM(sc scanner) (row.VM, error) {
 		return row.VM{}, fmt.Errorf("%w: VM %s: %w", row.ErrCorrupt, v.ID, err)
 	}
 	v.Labels, v.Env, v.Exit, v.Stop, v.Record = d.Labels, d.Env, d.Exit, d.Stop, d.Record
-	v.Has, v.SizeError = d.Has, d.Size
+	v.Has, v.SizeError, v.SizeBy = d.Has, d.Size, d.SizeBy
 	v.Ports, v.TTY, v.Stdin, v.Attach, v.HealthCheck, v.WantPaused = d.Ports, d.TTY, d.Stdin, d.Attach, d.Probed, d.Paused
 	v.Restart, v.CrashLoop, v.NextStartAt, v.Tries = d.Policy, d.Loop, d.NextAt, d.Tries
 	v.DependsOn, v.WaitingFor, v.AgentImage = d.Needs, d.Waits, d.Agent

@@ -20,7 +20,13 @@ func (s *Store) ChangeConfig(ctx context.Context, id string, c row.ConfigChange,
 	if err != nil {
 		return row.VM{}, nil, fmt.Errorf("configure VM %s: %w", id, err)
 	}
-	err = s.writeOnce(ctx, func() any { return v }, func(ctx context.Context, tx *sql.Tx) error {
+	result := func() any {
+		if c.OfVM {
+			return after.VM
+		}
+		return v
+	}
+	err = s.writeOnce(ctx, result, func(ctx context.Context, tx *sql.Tx) error {
 		vm, err := scanVM(tx.StmtContext(ctx, s.stmts.vmByID).QueryRow(id))
 		if err != nil {
 			return err

@@ -171,7 +171,8 @@ type VMScale struct {
 	MemoryMB int `json:"memory_mb,omitempty"` // MiB
 	// Restart allows a VM to be restarted for it, where its hypervisor cannot change
 	// it while it runs.
-	Restart bool `json:"restart,omitempty"`
+	Restart bool   `json:"restart,omitempty"`
+	By      string `json:"-"` // who asks, for the history of the configuration
 }
 
 // VMFilter selects VMs. Zero values select all.

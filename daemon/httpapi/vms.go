@@ -126,6 +126,7 @@ func (s *Server) scaleVM(w http.ResponseWriter, r *http.Request) error {
 	if err := s.svc.CheckWait(r.Context(), name, wt.what); err != nil {
 		return err
 	}
+	in.By = peerOf(r)
 	vm, err := s.svc.ScaleVM(r.Context(), name, in)
 	if err != nil {
 		return err

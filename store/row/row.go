@@ -42,6 +42,8 @@ type VM struct {
 	Has Size
 	// SizeError says why the machine did not become what it was last asked to be.
 	SizeError string
+	// SizeBy is who asked for the size that the machine does not have yet.
+	SizeBy string
 	// WantPaused is the wish that the incarnation stands still. It ends with it.
 	WantPaused bool
 	// Tries is what lies behind api.VM.RestartCount, CrashLoop and NextStartAt.
@@ -132,6 +134,8 @@ type ConfigChange struct {
 	Probed   bool // somebody asks how the workload is
 	// Check is given the host's ports that other VMs have.
 	Check func(taken []Published) error
+	// OfVM says that the request is answered with the VM, not with the version.
+	OfVM bool
 }
 
 // Settled reports whether there is nothing to be done for the VM: it has ended
