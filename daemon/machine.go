@@ -32,7 +32,7 @@ type machine struct {
 	lost    chan struct{} // closed when the driver has lost hold of the machine
 	drained chan struct{} // closed when no more log lines can come
 	news    chan struct{} // one place; receives when report was changed
-	stalls  chan struct{} // one place; receives when the VMM has stopped the guest by itself
+	stalls  chan struct{} // one place; receives when the guest has been stopped, so that its state is worth a look
 
 	mu     sync.Mutex
 	latest report             // guarded by mu
@@ -111,11 +111,13 @@ func (m *machine) await(ctx context.Context) {
 	}
 }
 
-// watch tells of a guest that its VMM has stopped. It ends when the machine is
-// let go of.
+// watch tells of a guest that has been stopped, whoever did it: the VMM can stop
+// one again before the command that let it go on has been answered, so whether a
+// stop was wanted is seen by who looks at the machine's state. It ends when the
+// machine is let go of.
 func (m *machine) watch() {
 	for e := range m.vm.Events() {
-		if e.Type != hv.EventPaused || m.asleep() {
+		if e.Type != hv.EventPaused {
 			continue
 		}
 		select {

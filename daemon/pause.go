@@ -167,21 +167,25 @@ func (w *worker) awake(ctx context.Context, d time.Duration) error {
 	woken := w.live.rise()
 	t := time.NewTimer(d)
 	defer t.Stop()
-	select {
-	case <-woken:
-	case <-w.live.stalls:
-		if state, err := w.live.state(ctx); err == nil && state == hv.StatePaused {
+	for {
+		select {
+		case <-woken:
+		case <-w.live.stalls: // now, or by what it is being woken from
+			state, err := w.live.state(ctx)
+			if err != nil || state != hv.StatePaused {
+				continue
+			}
 			w.live.sleep()
 			return errHeld
+		case <-w.live.exited:
+		case <-w.live.lost:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+			w.log.Warn("the guest runs again, but has not set its clock yet")
 		}
-	case <-w.live.exited:
-	case <-w.live.lost:
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		w.log.Warn("the guest runs again, but has not set its clock yet")
+		return nil
 	}
-	return nil
 }
 
 // still reports whether a machine that is taken up stands still. Of one that

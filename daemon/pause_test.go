@@ -49,8 +49,9 @@ func TestPause(t *testing.T) {
 	d.equip()
 	vm := d.create("web", "serve")
 	d.must("web", api.WaitHealthy)
-	w.guest(vm.ID).set(func(s *wire.Status) { s.Epoch = 3 }) // it was restored so often
-	for range 2 {                                            // idempotent
+	w.guest(vm.ID).set(func(s *wire.Status) { s.Epoch, s.Exit = 3, &wire.WorkloadExit{Code: 9} }) // it was restored so often
+	d.eventually("web", "is known as it is", func(vm row.VM) bool { return vm.Exit != nil && vm.Exit.Code == 9 })
+	for range 2 { // idempotent
 		if got := d.pause("web"); got.Status != api.VMPaused || got.AgentUp || !got.Healthy {
 			t.Errorf("paused: %+v", got)
 		}
@@ -191,10 +192,15 @@ func TestStalled(t *testing.T) {
 	d.create("web", "serve")
 	vm := d.must("web", api.WaitHealthy)
 	m := w.hv.Machine(vm.ID)
-	again := 3
-	w.hv.SetHook(hvtest.OpResume, func(context.Context, string) error {
-		if again--; again > 0 {
-			time.AfterFunc(5*time.Millisecond, m.Stall) // there is no room yet
+	again := 4
+	w.hv.SetHook(hvtest.OpResumed, func(context.Context, string) error {
+		again--
+		switch { // there is no room yet
+		case again == 1:
+			time.AfterFunc(5*time.Millisecond, m.Stall)
+		case again > 1: // the guest stands again before the daemon knows that it ran
+			m.Stall()
+			time.Sleep(5 * time.Millisecond) // for the event
 		}
 		return nil
 	})
@@ -202,7 +208,7 @@ func TestStalled(t *testing.T) {
 	stands := func(vm row.VM) bool { return vm.Status == api.VMPaused && vm.Reason != "" && !vm.AgentUp }
 	d.eventually("web", "stands still, and says why", stands)
 	d.eventually("web", "goes on", func(vm row.VM) bool {
-		return w.hv.Calls(hvtest.OpResume) >= 3 && vm.Status == api.VMRunning && vm.Reason == "" && vm.AgentUp && m.State() == hv.StateRunning
+		return w.hv.Calls(hvtest.OpResume) >= 4 && vm.Status == api.VMRunning && vm.Reason == "" && vm.AgentUp && m.State() == hv.StateRunning
 	})
 	// It may have run for a moment before it stood still again.
 	got := d.eventTypes("web")[4:]

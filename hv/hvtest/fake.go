@@ -35,6 +35,7 @@ const (
 	OpState       Op = "state"
 	OpPause       Op = "pause"
 	OpResume      Op = "resume"
+	OpResumed     Op = "resumed" // the guest runs; Resume has not returned
 	OpPowerButton Op = "power-button"
 	OpKill        Op = "kill"
 	OpDial        Op = "dial"

@@ -312,7 +312,10 @@ func (v *fakeVM) Pause(ctx context.Context) error {
 
 // Resume implements hv.VM.
 func (v *fakeVM) Resume(ctx context.Context) error {
-	return v.move(ctx, OpResume, hv.StatePaused, hv.StateRunning, hv.EventResumed)
+	if err := v.move(ctx, OpResume, hv.StatePaused, hv.StateRunning, hv.EventResumed); err != nil {
+		return err
+	}
+	return v.enter(ctx, OpResumed)
 }
 
 func (v *fakeVM) move(ctx context.Context, op Op, from, to hv.State, event hv.EventType) error {
