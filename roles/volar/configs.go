@@ -184,7 +184,7 @@ func settingValue(name, text string) (field string, value any, err error) {
 		return name, text, nil
 	case "restart":
 		if text != "" && !strings.HasPrefix(text, "{") {
-			r, err := parseRestart(text)
+			r, err := parseRestart(name, text)
 			return name, r, err
 		}
 		return jsonSetting(name, text)

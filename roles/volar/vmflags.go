@@ -161,7 +161,7 @@ func (f *vmFlags) network(req *api.VMCreate) (err error) {
 
 func (f *vmFlags) lifecycle(req *api.VMCreate) error {
 	var err error
-	if req.Restart, err = parseRestart(f.Restart); err != nil {
+	if req.Restart, err = parseRestart("--restart", f.Restart); err != nil {
 		return err
 	}
 	if req.DependsOn, err = parseDependencies(f.DependsOn); err != nil {
@@ -207,13 +207,14 @@ func parseDependencies(names []string) ([]api.Dependency, error) {
 	return out, nil
 }
 
-// parseRestart reads docker's words for a policy; nil for none.
-func parseRestart(s string) (*api.Restart, error) {
+// parseRestart reads docker's words for a policy; nil for none. flag is the name
+// that it was given by.
+func parseRestart(flag, s string) (*api.Restart, error) {
 	kind, count, counted := strings.Cut(s, ":")
 	if counted && kind == api.RestartOnFailure {
 		n, err := strconv.Atoi(count)
 		if err != nil || n < 1 || n > 1_000_000 {
-			return nil, usagef("--restart %q: give a number of times from 1 on, such as on-failure:3", s)
+			return nil, usagef("%s %q: give a number of times from 1 on, such as on-failure:3", flag, s)
 		}
 		return &api.Restart{Policy: kind, MaxRetries: n}, nil
 	}
@@ -225,7 +226,7 @@ func parseRestart(s string) (*api.Restart, error) {
 	case api.RestartOnFailure, api.RestartAlways, api.RestartUnlessStopped:
 		return &api.Restart{Policy: s}, nil
 	}
-	return nil, usagef("--restart %q: give no, on-failure, on-failure:N, always or unless-stopped", s)
+	return nil, usagef("%s %q: give no, on-failure, on-failure:N, always or unless-stopped", flag, s)
 }
 
 func (f *vmFlags) root(req *api.VMCreate) error {
