@@ -64,21 +64,6 @@ func (a *Archive) Add(e Entry) error {
 // Len returns the number of entries added.
 func (a *Archive) Len() int { return len(a.entries) }
 
-// Entries returns copies of the entries as they will be written: sorted by
-// name, parents included.
-func (a *Archive) Entries() ([]Entry, error) {
-	recs, err := a.records()
-	if err != nil {
-		return nil, err
-	}
-	out := make([]Entry, len(recs))
-	for i, r := range recs {
-		out[i] = *r.entry
-		out[i].Name = r.name
-	}
-	return out, nil
-}
-
 // record is one header to be written.
 type record struct {
 	name  string
