@@ -28,49 +28,28 @@ import (
 
 const module = "github.com/alecthomas/kong"
 
+// methods are the names that kong looks for.
+func methods() []string {
+	return []string{"Run", "BeforeReset", "BeforeResolve", "BeforeApply", "AfterApply", "AfterRun"}
+}
+
 // lookups is the file that is added to kong.
-const lookups = `package kong
-
-import "reflect"
-
-// valueMethod is v.MethodByName(name) for the names that kong looks for.
-func valueMethod(v reflect.Value, name string) reflect.Value {
-	switch name {
-	case "Run":
-		return v.MethodByName("Run")
-	case "BeforeReset":
-		return v.MethodByName("BeforeReset")
-	case "BeforeResolve":
-		return v.MethodByName("BeforeResolve")
-	case "BeforeApply":
-		return v.MethodByName("BeforeApply")
-	case "AfterApply":
-		return v.MethodByName("AfterApply")
-	case "AfterRun":
-		return v.MethodByName("AfterRun")
+func lookups() string {
+	var b strings.Builder
+	b.WriteString("package kong\n\nimport \"reflect\"\n")
+	for _, f := range []struct{ name, of, result string }{
+		{"valueMethod", "reflect.Value", "reflect.Value"},
+		{"typeMethod", "reflect.Type", "(reflect.Method, bool)"},
+	} {
+		fmt.Fprintf(&b, "\n// %s is of.MethodByName(name) for the names that kong looks for.\n", f.name)
+		fmt.Fprintf(&b, "func %s(of %s, name string) %s {\n\tswitch name {\n", f.name, f.of, f.result)
+		for _, m := range methods() {
+			fmt.Fprintf(&b, "\tcase %q:\n\t\treturn of.MethodByName(%[1]q)\n", m)
+		}
+		b.WriteString("\t}\n\tpanic(\"kong: method \" + name + \" is not among those that Volant knows\")\n}\n")
 	}
-	panic("kong: method " + name + " is not among those that Volant knows")
+	return b.String()
 }
-
-// typeMethod is t.MethodByName(name), likewise.
-func typeMethod(t reflect.Type, name string) (reflect.Method, bool) {
-	switch name {
-	case "Run":
-		return t.MethodByName("Run")
-	case "BeforeReset":
-		return t.MethodByName("BeforeReset")
-	case "BeforeResolve":
-		return t.MethodByName("BeforeResolve")
-	case "BeforeApply":
-		return t.MethodByName("BeforeApply")
-	case "AfterApply":
-		return t.MethodByName("AfterApply")
-	case "AfterRun":
-		return t.MethodByName("AfterRun")
-	}
-	panic("kong: method " + name + " is not among those that Volant knows")
-}
-`
 
 func main() {
 	path, err := write()
@@ -145,7 +124,7 @@ func copyOf() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := map[string]string{"lookups.go": lookups}
+	files := map[string]string{"lookups.go": lookups()}
 	for _, e := range entries {
 		name := e.Name()
 		if name != "go.mod" && name != "COPYING" && (!strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go")) {
