@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"math"
@@ -59,6 +60,12 @@ func (s *Server) vmLogs(w http.ResponseWriter, r *http.Request) error {
 		}
 		return out.flush()
 	})
+	return s.endLines(ctx, out, r, err)
+}
+
+// endLines ends a reply of JSON objects, one a line, that was sent until err came,
+// or ctx ended. The error is a line too, unless nothing was sent yet.
+func (s *Server) endLines(ctx context.Context, out *stream, r *http.Request, err error) error {
 	switch {
 	case r.Context().Err() != nil:
 		return nil // the client left
@@ -69,7 +76,7 @@ func (s *Server) vmLogs(w http.ResponseWriter, r *http.Request) error {
 	case !out.begun:
 		return err
 	}
-	e := s.publicError(r, w.Header().Get(api.HeaderRequestID), err)
+	e := s.publicError(r, out.w.Header().Get(api.HeaderRequestID), err)
 	if encErr := json.NewEncoder(out).Encode(api.ErrorBody{Error: *e}); encErr != nil {
 		return encErr
 	}

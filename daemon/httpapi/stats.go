@@ -64,17 +64,5 @@ func (s *Server) sendStats(w http.ResponseWriter, r *http.Request, q api.StatsQu
 		}
 		return out.flush()
 	})
-	switch {
-	case r.Context().Err() != nil:
-		return nil // the client left
-	case ctx.Err() != nil:
-		err = errClosing
-	case err == nil, !out.begun:
-		return err
-	}
-	e := s.publicError(r, w.Header().Get(api.HeaderRequestID), err)
-	if encErr := json.NewEncoder(out).Encode(api.ErrorBody{Error: *e}); encErr != nil {
-		return encErr
-	}
-	return out.flush()
+	return s.endLines(ctx, out, r, err)
 }

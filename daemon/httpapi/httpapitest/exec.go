@@ -14,14 +14,8 @@ import (
 func (s *Service) VMWorkload(_ context.Context, name string) (http.Handler, error) {
 	s.lock()
 	defer s.mu.Unlock()
-	vm, err := s.vm(name)
-	if err != nil {
-		return nil, err
-	}
-	if vm.Status != api.VMRunning {
-		return nil, api.Errorf(api.CodeConflict, "VM %s is %s; only a running VM's workload can be called", vm.Name, vm.Status)
-	}
-	return s.Workload, nil
+	_, err := s.up("VMWorkload", name, "only a running VM's workload can be called")
+	return s.Workload, err
 }
 
 func (s *Service) VMExec(_ context.Context, name string, e api.Exec) (io.ReadWriteCloser, error) {
@@ -35,15 +29,9 @@ func (s *Service) VMAttach(_ context.Context, name string) (io.ReadWriteCloser, 
 func (s *Service) session(method, name string, e *api.Exec) (io.ReadWriteCloser, error) {
 	s.lock()
 	defer s.mu.Unlock()
-	if err := s.Err[method]; err != nil {
-		return nil, err
-	}
-	vm, err := s.vm(name)
+	vm, err := s.up(method, name, "commands run in a VM that is running")
 	if err != nil {
 		return nil, err
-	}
-	if vm.Status != api.VMRunning {
-		return nil, api.Errorf(api.CodeConflict, "VM %s is %s; commands run in a VM that is running", vm.Name, vm.Status).WithHint("volar vms start %s", vm.Name)
 	}
 	play := s.Session
 	if play == nil {

@@ -20,15 +20,8 @@ import (
 func (s *Service) running(method, name string) (*os.Root, error) {
 	s.lock()
 	defer s.mu.Unlock()
-	if err := s.Err[method]; err != nil {
+	if _, err := s.up(method, name, "files are copied when it is running"); err != nil {
 		return nil, err
-	}
-	vm, err := s.vm(name)
-	if err != nil {
-		return nil, err
-	}
-	if vm.Status != api.VMRunning {
-		return nil, api.Errorf(api.CodeConflict, "VM %s is %s; files are copied when it is running", vm.Name, vm.Status).WithHint("volar vms start %s", vm.Name)
 	}
 	return os.OpenRoot(s.Files)
 }

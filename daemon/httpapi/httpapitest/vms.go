@@ -184,6 +184,18 @@ func (s *Service) VM(_ context.Context, name string) (api.VM, error) {
 	return *vm, s.Err["VM"]
 }
 
+// up finds a VM that runs, for a method that needs one: why says so. s is locked.
+func (s *Service) up(method, name, why string) (*api.VM, error) {
+	if err := s.Err[method]; err != nil {
+		return nil, err
+	}
+	vm, err := s.vm(name)
+	if err == nil && vm.Status != api.VMRunning {
+		err = api.Errorf(api.CodeConflict, "VM %s is %s; %s", vm.Name, vm.Status, why).WithHint("volar vms start %s", vm.Name)
+	}
+	return vm, err
+}
+
 func (s *Service) VMs(_ context.Context, f api.VMFilter) ([]api.VM, int, error) {
 	s.lock()
 	defer s.mu.Unlock()
