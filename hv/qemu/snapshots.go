@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -24,8 +23,6 @@ const (
 	// snapshotTimeout bounds a snapshot or a restore when its context has no
 	// earlier end. A gigabyte takes seconds.
 	snapshotTimeout = 15 * time.Minute
-	// maxMachine bounds what is read of a machine's or a build's file, in bytes.
-	maxMachine = 64 << 10
 )
 
 // build is what must be the same at a restore beside the Spec: microvm is no
@@ -72,22 +69,6 @@ func writeNew(path string, v any) error {
 	return errors.Join(err, f.Close())
 }
 
-func readSmall(path string, v any) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxMachine))
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
-}
-
 var _ hv.Snapshotter = (*machine)(nil)
 
 // Snapshot implements hv.Snapshotter. QEMU takes one in a pause, and lets go of
@@ -116,7 +97,7 @@ func (m *machine) snapshot(ctx context.Context, dir string) (hv.Snapshot, error)
 		return hv.Snapshot{}, fmt.Errorf("machine is in state %s", stateOf(status))
 	}
 	var d draft
-	if err := readSmall(m.path(machineFile), &d); err != nil {
+	if err := vmm.ReadJSON(m.path(machineFile), &d); err != nil {
 		return hv.Snapshot{}, fmt.Errorf("what the machine is was not kept: %w", err)
 	}
 	if !m.hasRun(&d) {
@@ -168,7 +149,7 @@ func (d *Driver) restore(ctx context.Context, spec *hv.Spec, from *hv.Snapshot, 
 		return nil, err
 	}
 	var was build
-	if err := readSmall(filepath.Join(from.Dir, buildFile), &was); err != nil {
+	if err := vmm.ReadJSON(filepath.Join(from.Dir, buildFile), &was); err != nil {
 		return nil, err
 	}
 	if is := draftOf(spec, f, from).Build; was != is {
@@ -209,7 +190,7 @@ func (m *machine) hasRun(d *draft) bool {
 // before it is resumed again.
 func (m *machine) ran() {
 	var d draft
-	if readSmall(m.path(machineFile), &d) == nil && !m.hasRun(&d) {
+	if vmm.ReadJSON(m.path(machineFile), &d) == nil && !m.hasRun(&d) {
 		_ = writeNew(m.path(resumedFile), true)
 	}
 }

@@ -32,7 +32,7 @@ func WriteRecord(rec hv.Record) error {
 func ReadRecord(dir string) (hv.Record, error) {
 	var rec hv.Record
 	path := filepath.Join(dir, RecordFile)
-	if err := readJSON(path, &rec); err != nil {
+	if err := ReadJSON(path, &rec); err != nil {
 		return hv.Record{}, err
 	}
 	if rec.Dir != dir {
@@ -50,11 +50,13 @@ func WriteExit(dir string, exit hv.Exit) error {
 // there is nothing.
 func ReadExit(dir string) (hv.Exit, error) {
 	var exit hv.Exit
-	err := readJSON(filepath.Join(dir, ExitFile), &exit)
+	err := ReadJSON(filepath.Join(dir, ExitFile), &exit)
 	return exit, err
 }
 
-func readJSON(path string, v any) error {
+// ReadJSON reads what a driver keeps in a machine's or a snapshot's directory. A
+// file that somebody else made there, such as the VMM's user, is refused.
+func ReadJSON(path string, v any) error {
 	f, err := openOwn(path)
 	if err != nil {
 		return err

@@ -157,7 +157,7 @@ func CheckSnapshot(s *hv.Snapshot, spec *hv.Spec, caps *hv.Capabilities) error {
 		return fmt.Errorf("%w: the snapshot is of a machine with other devices or limits: disks by number, serial and kind, NICs, shares and the most vCPUs and memory must be as they were", hv.ErrUnsupported)
 	}
 	var whole snapshotFile
-	if err := readJSON(filepath.Join(s.Dir, hv.SnapshotFile), &whole); err != nil {
+	if err := ReadJSON(filepath.Join(s.Dir, hv.SnapshotFile), &whole); err != nil {
 		return fmt.Errorf("snapshot %s is not whole: %w", s.Dir, err)
 	}
 	was := whole.Snapshot
