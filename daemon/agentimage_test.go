@@ -50,7 +50,10 @@ func TestAgentDisk(t *testing.T) {
 	w.hv.SetCapabilities(hv.Capabilities{Driver: hvtest.FakeName, Channel: hv.ChannelSerial, MaxVCPUs: 4, MaxDisks: 4, MaxNICs: 1, Pmem: true})
 	d := w.start(options{})
 	d.equip()
-	a, b := d.create("a", "serve"), d.create("b", "serve")
+	if _, err := d.ImportKernel(t.Context(), api.KernelImport{Name: "pmem", Version: "6.12", Digest: d.put(kernelImage("\x00virtio_pmem\x00nd_pfn\x00"))}); err != nil {
+		t.Fatal(err)
+	}
+	a, b := d.createFrom(api.VMCreate{Name: "a", Plugin: "serve", Kernel: "pmem"}), d.create("b", "serve")
 	d.must("a", api.WaitHealthy)
 	d.must("b", api.WaitHealthy)
 	disk, content := w.agentOf(a.ID)
@@ -63,8 +66,13 @@ func TestAgentDisk(t *testing.T) {
 	if spec := w.hv.Machine(a.ID).Spec(); spec.Cmdline[1] != "volant.agent=/dev/pmem0" {
 		t.Errorf("command line %q", spec.Cmdline)
 	}
-	if other, _ := w.agentOf(b.ID); other.Path != disk.Path {
+	other, _ := w.agentOf(b.ID)
+	if other.Path != disk.Path {
 		t.Errorf("two VMs have the agent at %s and %s, want one disk", disk.Path, other.Path)
+	}
+	// Its kernel would not find it.
+	if spec := w.hv.Machine(b.ID).Spec(); other.Pmem || spec.Cmdline[1] != "volant.agent=volant-agent" {
+		t.Errorf("with a kernel that has no persistent memory: disk %+v, command line %q", other, spec.Cmdline)
 	}
 }
 

@@ -214,6 +214,7 @@ type Daemon struct {
 	ports   *ports // nil without a network
 	cache   *cache // initramfs and agent images
 	program *program
+	pmem    pmemKernels
 	disks   *verifiedFiles
 	jobs    imageJobs
 	ends    ends

@@ -225,7 +225,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	if parts.shim {
 		g.Go(func() error {
 			return timed("agent", func() error {
-				disk, param, err := d.agentDisk(gctx, caps)
+				disk, param, err := d.agentDisk(gctx, caps, kernel.Digest)
 				agent, spec.Cmdline = []hv.Disk{disk}, slices.Insert(spec.Cmdline, 1, param) // behind the VM's id
 				return err
 			})
