@@ -14,8 +14,12 @@ echo "== $("$binary" --version)"
 
 testdata/deps.sh test
 . testdata/kernels.sh
+echo "== images"
+VOLANT_TEST_IMAGES=$(testdata/images.sh .cache/images)
+export VOLANT_TEST_IMAGES
 export VOLANT_TEST_ALL=1 VOLANT_TEST_HYPERVISOR=cloud-hypervisor VOLANT_HYPERVISOR=cloud-hypervisor
 echo "== suite"
-go test -count=1 -timeout 30m "$@" ./hv/cloudhypervisor
+# In a network namespace of its own, which ends with it: NICs need TAPs.
+VOLANT_TEST_OWN_NETNS=1 go test -count=1 -timeout 30m -exec 'unshare --net' "$@" ./hv/cloudhypervisor
 echo "== end to end"
 go test -count=1 -timeout 60m "$@" ./roles

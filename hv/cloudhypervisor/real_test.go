@@ -99,6 +99,33 @@ func realHarness(t *testing.T) hvtest.Harness {
 			cmd.Stderr = os.Stderr
 			return hvtest.Orphan(t, cmd, spec)
 		},
-		Crash: crash, Alive: alive, Timeout: 3 * time.Minute, Parallel: runtime.NumCPU(),
+		Crash: crash, Alive: alive, Timeout: 3 * time.Minute, Parallel: runtime.NumCPU(), Tap: realTap(t),
+	}
+}
+
+// netnsEnv says that this process has a network namespace of its own.
+const netnsEnv = "VOLANT_TEST_OWN_NETNS"
+
+// realTap returns what makes a TAP; nil in the host's network, which tests leave
+// alone.
+func realTap(t *testing.T) func(testing.TB) string {
+	if os.Getenv(netnsEnv) == "" {
+		t.Logf("NICs are not plugged: %s is not set, as make test-ch has it", netnsEnv)
+		return nil
+	}
+	return func(t testing.TB) string {
+		t.Helper()
+		const name = "chtap0" // one test wants one
+		for _, args := range [][]string{{"tuntap", "add", name, "mode", "tap", "vnet_hdr"}, {"link", "set", name, "up"}} {
+			if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+				t.Fatalf("ip %q: %v\n%s", args, err, out)
+			}
+		}
+		t.Cleanup(func() {
+			if out, err := exec.Command("ip", "link", "del", name).CombinedOutput(); err != nil {
+				t.Errorf("ip link del %s: %v\n%s", name, err, out)
+			}
+		})
+		return name
 	}
 }
