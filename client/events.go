@@ -83,6 +83,7 @@ func (c *Client) events(ctx context.Context, f *api.EventFilter, follow bool, yi
 	q := url.Values{"follow": {strconv.FormatBool(follow)}}
 	set(q, "vm", f.VM)
 	set(q, "name", f.Name)
+	set(q, "selector", f.Selector.String())
 	setTime(q, "since", f.Since)
 	setTime(q, "until", f.Until)
 	for _, t := range f.Types {

@@ -26,6 +26,12 @@ func (c *Client) CreateVolume(ctx context.Context, in api.VolumeCreate) (v api.V
 	return v, err
 }
 
+// LabelVolume sets labels of a volume, or takes them away.
+func (c *Client) LabelVolume(ctx context.Context, name string, in api.VolumeChange) (v api.Volume, err error) {
+	_, err = c.call(ctx, request{method: http.MethodPatch, path: "/volumes/" + url.PathEscape(name)}, in, &v)
+	return v, err
+}
+
 // RemoveVolume removes a volume that no VM mounts, with what it holds.
 func (c *Client) RemoveVolume(ctx context.Context, name string) error {
 	_, err := c.call(ctx, request{method: http.MethodDelete, path: "/volumes/" + url.PathEscape(name)}, nil, nil)

@@ -516,6 +516,26 @@ func crashCases() []crashCase {
 			},
 		},
 		{
+			name: "label a volume",
+			op:   "LabelVolume",
+			prepare: func(d *instance) {
+				if _, err := d.CreateVolume(ctx, api.VolumeCreate{Name: "data", SizeMB: 16}); err != nil {
+					d.w.t.Fatal(err)
+				}
+			},
+			act: func(d *instance) {
+				db := "db"
+				d.LabelVolume(ctx, "data", api.VolumeChange{Labels: map[string]*string{"tier": &db}})
+			},
+			check: func(t *testing.T, d *instance, vms []row.VM) {
+				v, err := d.Volume(ctx, "data")
+				if told := d.told(api.EventVolumeLabeled); err != nil || told != len(v.Labels) {
+					t.Errorf("volume %+v, %v, and %d events", v, err, told)
+				}
+				d.checkVolumes(t)
+			},
+		},
+		{
 			name: "remove a volume",
 			op:   "RemoveVolume",
 			prepare: func(d *instance) {

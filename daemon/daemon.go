@@ -65,6 +65,7 @@ type Store interface {
 	CreateVolume(ctx context.Context, v api.Volume, ev api.Event) (row.Volume, []api.Event, error)
 	VolumeReady(ctx context.Context, name string) error
 	ClaimVolumes(ctx context.Context, vm string, mounts []api.VolumeMount, ev api.Event) ([]row.Volume, []api.Event, error)
+	LabelVolume(ctx context.Context, name string, ev api.Event, change func(labels map[string]string) (map[string]string, error)) (row.Volume, []api.Event, error)
 	CondemnVolume(ctx context.Context, name string) error
 	RemoveVolume(ctx context.Context, name string, ev api.Event) (api.Event, error)
 	Volume(ctx context.Context, name string) (row.Volume, error)

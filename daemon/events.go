@@ -93,10 +93,13 @@ func (d *Daemon) Events(ctx context.Context, f api.EventFilter, follow bool, yie
 			f.After = page.Oldest - 1
 		}
 		for _, ev := range page.Events {
+			f.After = ev.Seq
+			if !f.Selector.Matches(ev.Labels) {
+				continue
+			}
 			if err := yield(ev); err != nil {
 				return err
 			}
-			f.After = ev.Seq
 		}
 		if len(page.Events) == eventBatch {
 			continue

@@ -170,3 +170,66 @@ func TestEventsUntil(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A selector of events looks at the labels of the time: also of what is no more.
+func TestEventsByLabel(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	d := w.start(options{})
+	d.equip()
+	for name, tier := range map[string]string{"web": "front", "db": "back"} {
+		if _, err := d.CreateVM(ctx, api.VMCreate{Name: name, Plugin: "serve", Labels: map[string]string{"tier": tier}}); err != nil {
+			t.Fatal(err)
+		}
+		d.must(name, api.WaitHealthy)
+	}
+	if _, err := d.CreateVolume(ctx, api.VolumeCreate{Name: "data", SizeMB: 16, Labels: map[string]string{"tier": "back"}}); err != nil {
+		t.Fatal(err)
+	}
+	d.patch("web", `{"labels": {"tier": "back"}}`)
+	for _, name := range []string{"web", "db"} {
+		if err := d.DeleteVM(ctx, name, api.VMStop{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		d.must(name, api.WaitDeleted)
+	}
+	if err := d.RemoveVolume(ctx, "data"); err != nil {
+		t.Fatal(err)
+	}
+	selected := func(selector string, types ...api.EventType) (list []string) {
+		t.Helper()
+		s, err := api.ParseSelector(selector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Events(ctx, api.EventFilter{Selector: s, Types: types}, false, func(e api.Event) error {
+			list = append(list, e.Name+" "+string(e.Type))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(list)
+		return list
+	}
+	ends := []api.EventType{api.EventVMCreated, api.EventVMDeleted, api.EventVolumeCreated, api.EventVolumeRemoved, api.EventKernelImported}
+	for selector, want := range map[string][]string{
+		"tier=front":  {"web VM_CREATED"},
+		"tier=back":   {"data VOLUME_CREATED", "data VOLUME_REMOVED", "db VM_CREATED", "db VM_DELETED", "web VM_DELETED"},
+		"!tier":       {"generic KERNEL_IMPORTED"},
+		"tier=middle": nil,
+	} {
+		if got := selected(selector, ends...); !slices.Equal(got, want) {
+			t.Errorf("events of %s: %q, want %q", selector, got, want)
+		}
+	}
+	if all, front := selected(""), selected("tier=front"); len(front) < 4 || len(front) >= len(all) {
+		t.Errorf("%d events of %d are of the front", len(front), len(all))
+	}
+	// What no event needs any more is not kept.
+	if _, err := d.db.PruneEvents(ctx, 1, time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := selected("tier"); len(got) != 1 {
+		t.Errorf("events that are kept: %q, want the last one", got)
+	}
+}

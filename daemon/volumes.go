@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/volantvm/volant/client/api"
@@ -240,6 +243,35 @@ func (d *Daemon) createVolume(ctx context.Context, in api.VolumeCreate) (row.Vol
 	}
 	v.State = row.VolumeReady
 	return v, nil
+}
+
+// LabelVolume changes labels of a volume. Codes: invalid, not_found.
+func (d *Daemon) LabelVolume(ctx context.Context, name string, in api.VolumeChange) (api.Volume, error) {
+	if _, err := d.volume(ctx, name); err != nil {
+		return api.Volume{}, d.publicError("label volume", err)
+	}
+	words := strings.Join(slices.Sorted(maps.Keys(in.Labels)), ", ")
+	v, evs, err := d.store.LabelVolume(ctx, name, api.Event{Type: api.EventVolumeLabeled, Message: clip(words, maxStepText)}, func(labels map[string]string) (map[string]string, error) {
+		for key, value := range in.Labels {
+			if value == nil {
+				delete(labels, key)
+				continue
+			}
+			if labels == nil {
+				labels = make(map[string]string)
+			}
+			labels[key] = *value
+		}
+		return labels, api.ValidateLabels("labels", labels)
+	})
+	switch {
+	case errors.Is(err, row.ErrNotFound):
+		return api.Volume{}, notFound("volume", name, nil)
+	case err != nil:
+		return api.Volume{}, d.publicError("label volume", err)
+	}
+	d.bus.notify("", len(evs) > 0)
+	return d.publicVolume(v), nil
 }
 
 // RemoveVolume removes a volume with what it holds. Codes: invalid, not_found,

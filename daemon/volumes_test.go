@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -203,6 +204,38 @@ func (in *instance) checkVolumes(t *testing.T) {
 	for _, e := range entries {
 		if !known[e.Name()] {
 			t.Errorf("%s belongs to no volume", e.Name())
+		}
+	}
+}
+
+// Labels of a volume change one by one, and events tell of them.
+func TestVolumeLabels(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	d := w.start(options{notRunning: true})
+	if _, err := d.CreateVolume(ctx, api.VolumeCreate{Name: "data", SizeMB: 16, Labels: map[string]string{"tier": "db", "old": "1"}}); err != nil {
+		t.Fatal(err)
+	}
+	word := func(s string) *string { return &s }
+	for _, tc := range []struct {
+		name   string
+		change map[string]*string
+		code   api.Code
+		want   map[string]string
+		events int
+	}{
+		{"data", map[string]*string{"tier": word("cache"), "old": nil, "none": nil}, "", map[string]string{"tier": "cache"}, 1},
+		{"data", map[string]*string{"tier": word("cache")}, "", map[string]string{"tier": "cache"}, 1}, // as it is
+		{"data", nil, "", map[string]string{"tier": "cache"}, 1},
+		{"data", map[string]*string{"": word("x")}, api.CodeInvalid, nil, 1},
+		{"data", map[string]*string{"x": word(strings.Repeat("y", 1<<20))}, api.CodeInvalid, nil, 1},
+		{"dato", map[string]*string{"x": word("y")}, api.CodeNotFound, nil, 1},
+		{"data", map[string]*string{"tier": nil}, "", map[string]string{}, 2},
+		{"data", map[string]*string{"again": word("")}, "", map[string]string{"again": ""}, 3},
+	} {
+		v, err := d.LabelVolume(ctx, tc.name, api.VolumeChange{Labels: tc.change})
+		if api.CodeOf(err) != tc.code || tc.code == "" && !maps.Equal(v.Labels, tc.want) || d.told(api.EventVolumeLabeled) != tc.events {
+			t.Errorf("LabelVolume(%s, %v) = %v, %v, after %d events; want %v, %q, %d", tc.name, tc.change, v.Labels, err, d.told(api.EventVolumeLabeled), tc.want, tc.code, tc.events)
 		}
 	}
 }

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
+	"fmt"
 	"strings"
 	"time"
 
@@ -10,20 +12,24 @@ import (
 	"github.com/volantvm/volant/store/row"
 )
 
-const insertEvent = `INSERT INTO events (time, type, name, old_name, vm, status, address, pid, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`
+const insertEvent = `INSERT INTO events (time, type, name, old_name, vm, status, address, pid, message, labels) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 // vmEvent fills in what an event says of its VM.
 func vmEvent(vm *row.VM, ev api.Event) api.Event {
 	ev.Name, ev.VMID = vm.Name, vm.ID
-	ev.Status, ev.IPAddress, ev.PID = vm.Status, vm.IPAddress, vm.PID
+	ev.Status, ev.IPAddress, ev.PID, ev.Labels = vm.Status, vm.IPAddress, vm.PID, vm.Labels
 	return ev
 }
 
 // appendEvent adds ev to the journal, with its sequence number and time.
 func (s *Store) appendEvent(ctx context.Context, tx *sql.Tx, ev api.Event) (api.Event, error) {
 	ev.Time = s.now()
+	labels, err := s.labelSet(ctx, tx, ev.Labels)
+	if err != nil {
+		return ev, err
+	}
 	res, err := tx.StmtContext(ctx, s.stmts.insertEvent).Exec(nanos(ev.Time), string(ev.Type), ev.Name, ev.OldName, ev.VMID,
-		string(ev.Status), ev.IPAddress, ev.PID, ev.Message)
+		string(ev.Status), ev.IPAddress, ev.PID, ev.Message, labels)
 	if err != nil {
 		return ev, err
 	}
@@ -32,8 +38,26 @@ func (s *Store) appendEvent(ctx context.Context, tx *sql.Tx, ev api.Event) (api.
 	return ev, err
 }
 
+// labelSet returns the number of a set of labels, which is added unless it is
+// there; 0 for none.
+func (s *Store) labelSet(ctx context.Context, tx *sql.Tx, labels map[string]string) (id int64, err error) {
+	if len(labels) == 0 {
+		return 0, nil
+	}
+	body, err := json.Marshal(labels) // sorted by key
+	if err != nil {
+		return 0, err
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO label_sets (body) VALUES (?) ON CONFLICT (body) DO NOTHING`, string(body)); err != nil {
+		return 0, err
+	}
+	err = tx.QueryRowContext(ctx, `SELECT id FROM label_sets WHERE body = ?`, string(body)).Scan(&id)
+	return id, err
+}
+
 // Events returns up to limit events that f selects, oldest first, and the bounds
-// of the journal at that moment.
+// of the journal at that moment. f.Selector is for the reader: events that it does
+// not select are among them.
 func (s *Store) Events(ctx context.Context, f api.EventFilter, limit int) (page row.EventPage, err error) {
 	defer func() { err = wrap(classify(err), "read events") }()
 	tx, err := s.r.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
@@ -48,7 +72,7 @@ func (s *Store) Events(ctx context.Context, f api.EventFilter, limit int) (page 
 	}
 	page.Oldest, page.Newest = uint64(oldest.Int64), uint64(newest.Int64)
 	where, args := eventConditions(f)
-	rows, err := tx.QueryContext(ctx, `SELECT seq, time, type, name, old_name, vm, status, address, pid, message FROM events WHERE `+
+	rows, err := tx.QueryContext(ctx, `SELECT seq, time, type, name, old_name, vm, status, address, pid, message, coalesce(body, '') FROM events LEFT JOIN label_sets ON id = labels WHERE `+
 		where+` ORDER BY seq LIMIT ?`, append(args, limit)...)
 	if err != nil {
 		return page, err
@@ -57,8 +81,14 @@ func (s *Store) Events(ctx context.Context, f api.EventFilter, limit int) (page 
 	for rows.Next() {
 		var ev api.Event
 		var at int64
-		if err := rows.Scan(&ev.Seq, &at, &ev.Type, &ev.Name, &ev.OldName, &ev.VMID, &ev.Status, &ev.IPAddress, &ev.PID, &ev.Message); err != nil {
+		var labels []byte
+		if err := rows.Scan(&ev.Seq, &at, &ev.Type, &ev.Name, &ev.OldName, &ev.VMID, &ev.Status, &ev.IPAddress, &ev.PID, &ev.Message, &labels); err != nil {
 			return page, err
+		}
+		if len(labels) > 0 {
+			if err := json.Unmarshal(labels, &ev.Labels); err != nil {
+				return page, fmt.Errorf("%w: labels of event %d: %w", row.ErrCorrupt, ev.Seq, err)
+			}
 		}
 		ev.Time = fromNanos(at)
 		page.Events = append(page.Events, ev)
@@ -112,6 +142,10 @@ func (s *Store) PruneEvents(ctx context.Context, keep int, before time.Time) (in
 		if n, err = res.RowsAffected(); err == nil && n == 0 {
 			return errUnchanged
 		}
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `DELETE FROM label_sets WHERE id NOT IN (SELECT labels FROM events)`)
 		return err
 	})
 	return int(n), wrap(err, "prune events")

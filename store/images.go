@@ -89,7 +89,7 @@ func tag(ctx context.Context, tx *sql.Tx, id, reference string) error {
 
 // imageEvent appends the event of an image, named by its first reference.
 func (s *Store) imageEvent(ctx context.Context, tx *sql.Tx, img *row.Image, ev api.Event) ([]api.Event, error) {
-	ev.Name, ev.Message = img.ID, img.ID
+	ev.Name, ev.Message, ev.Labels = img.ID, img.ID, img.Config.Labels
 	if len(img.References) > 0 {
 		ev.Name = img.References[0]
 	}

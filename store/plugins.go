@@ -55,7 +55,7 @@ func (s *Store) PutPlugin(ctx context.Context, p api.Plugin, blobs []string, ev 
 				return err
 			}
 		}
-		ev.Name = p.Name
+		ev.Name, ev.Labels = p.Name, p.Manifest.Labels
 		ev, err := s.appendEvent(ctx, tx, ev)
 		evs = append(evs, ev)
 		return err
@@ -148,7 +148,7 @@ func (s *Store) EnablePlugin(ctx context.Context, name string, enabled bool, ev 
 		if _, err := tx.ExecContext(ctx, `UPDATE plugins SET enabled = ?, updated_at = ? WHERE name = ?`, enabled, nanos(p.UpdatedAt), name); err != nil {
 			return err
 		}
-		ev.Name = name
+		ev.Name, ev.Labels = name, p.Manifest.Labels
 		ev, err := s.appendEvent(ctx, tx, ev)
 		evs = append(evs, ev)
 		return err
@@ -173,7 +173,7 @@ func (s *Store) RemovePlugin(ctx context.Context, name string, ev api.Event) (ap
 		if err := dropUnused(ctx, tx, p.Digest); err != nil {
 			return err
 		}
-		ev.Name = name
+		ev.Name, ev.Labels = name, p.Manifest.Labels
 		ev, err = s.appendEvent(ctx, tx, ev)
 		return err
 	})

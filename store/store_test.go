@@ -243,7 +243,7 @@ func TestChangeVM(t *testing.T) {
 		}
 		last, _ := lastEvent(s)
 		stored, _ := s.Events(ctx, api.EventFilter{After: last - 2}, 10)
-		if len(evs) != 2 || !slices.Equal(stored.Events, evs) {
+		if len(evs) != 2 || !reflect.DeepEqual(stored.Events, evs) {
 			t.Fatalf("events = %v, stored %v", evs, stored)
 		}
 		if e := evs[0]; e.Status != api.VMRunning || e.PID != 7 || e.Name != "vm1" || e.VMID != vm.ID || e.IPAddress != vm.IPAddress || e.Message != "m" {

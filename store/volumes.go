@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/volantvm/volant/client/api"
 	"github.com/volantvm/volant/store/row"
@@ -64,7 +65,7 @@ func (s *Store) insertVolume(ctx context.Context, tx *sql.Tx, v api.Volume, ev a
 		v.Name, v.SizeMB, row.VolumeNew, string(labels), nanos(s.now())); err != nil {
 		return ev, err
 	}
-	ev.Name = v.Name
+	ev.Name, ev.Labels = v.Name, v.Labels
 	return s.appendEvent(ctx, tx, ev)
 }
 
@@ -83,6 +84,43 @@ func (s *Store) VolumeReady(ctx context.Context, name string) error {
 		return err
 	})
 	return wrap(err, "volume %s", name)
+}
+
+// LabelVolume changes a volume's labels to what change makes of them. A volume that
+// is to go is row.ErrNotFound.
+func (s *Store) LabelVolume(ctx context.Context, name string, ev api.Event, change func(labels map[string]string) (map[string]string, error)) (row.Volume, []api.Event, error) {
+	var v row.Volume
+	var evs []api.Event
+	err := s.writeOnce(ctx, func() any { return v.Volume }, func(ctx context.Context, tx *sql.Tx) (err error) {
+		evs = nil
+		if v, err = scanVolume(tx.QueryRowContext(ctx, selectVolume+` WHERE v.name = ? AND v.state <> ?`, name, row.VolumeRemoving)); err != nil {
+			return err
+		}
+		labels, err := change(maps.Clone(v.Labels))
+		if err != nil {
+			return err
+		}
+		if maps.Equal(labels, v.Labels) {
+			return errUnchanged
+		}
+		v.Labels = labels
+		data, err := json.Marshal(labels)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE volumes SET labels_json = ? WHERE name = ?`, string(data), name); err != nil {
+			return err
+		}
+		ev := ev
+		ev.Name, ev.Labels = name, labels
+		ev, err = s.appendEvent(ctx, tx, ev)
+		evs = append(evs, ev)
+		return err
+	})
+	if err != nil {
+		return row.Volume{}, nil, fmt.Errorf("label volume %s: %w", name, err)
+	}
+	return v, evs, nil
 }
 
 // ClaimVolumes gives a VM, which is about to be launched, the volumes that it
@@ -185,18 +223,14 @@ func (s *Store) CondemnVolume(ctx context.Context, name string) error {
 // RemoveVolume removes the row of a condemned volume.
 func (s *Store) RemoveVolume(ctx context.Context, name string, ev api.Event) (api.Event, error) {
 	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `DELETE FROM volumes WHERE name = ? AND state = ?`, name, row.VolumeRemoving)
+		v, err := scanVolume(tx.QueryRowContext(ctx, selectVolume+` WHERE v.name = ? AND v.state = ?`, name, row.VolumeRemoving))
 		if err != nil {
 			return err
 		}
-		n, err := res.RowsAffected()
-		if err == nil && n == 0 {
-			err = row.ErrNotFound
-		}
-		if err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM volumes WHERE name = ?`, name); err != nil {
 			return err
 		}
-		ev.Name = name
+		ev.Name, ev.Labels = name, v.Labels
 		ev, err = s.appendEvent(ctx, tx, ev)
 		return err
 	})

@@ -45,6 +45,7 @@ const (
 	EventImageRemoved    EventType = "IMAGE_REMOVED" // a reference, or the image with its last one
 	EventVolumeCreated   EventType = "VOLUME_CREATED"
 	EventVolumeRemoved   EventType = "VOLUME_REMOVED"
+	EventVolumeLabeled   EventType = "VOLUME_LABELED"
 )
 
 // EventsLost is no entry of the journal: it stands in a stream for entries that
@@ -60,7 +61,7 @@ func EventTypes() []EventType {
 		EventVMConfigured, EventVMRenamed, EventVMExpired,
 		EventPluginInstalled, EventPluginRemoved, EventPluginEnabled, EventPluginDisabled,
 		EventKernelImported, EventKernelRemoved, EventKernelDefault,
-		EventImagePulled, EventImageRemoved, EventVolumeCreated, EventVolumeRemoved,
+		EventImagePulled, EventImageRemoved, EventVolumeCreated, EventVolumeRemoved, EventVolumeLabeled,
 	}
 }
 
@@ -78,6 +79,8 @@ type Event struct {
 	PID       int       `json:"pid,omitempty"`
 	Message   string    `json:"message,omitempty"`
 	Lost      uint64    `json:"lost,omitempty"` // of EventsLost
+	// Labels are those that it had then.
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // EventFilter selects events.
@@ -86,6 +89,8 @@ type EventFilter struct {
 	VM    string // name of a VM; empty for all
 	Name  string // of whatever they are about; empty for all
 	Types []EventType
+	// Selector looks at the labels that what an event is about had at the time.
+	Selector Selector
 	// Since and Until select events of that time and later, and of earlier than
 	// that time, by the daemon's clock; zero for no limit.
 	Since, Until time.Time

@@ -20,6 +20,12 @@ type VolumeCreate struct {
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
+// VolumeChange changes a volume. Of its labels those that are named here are set
+// or, where they are null, taken away.
+type VolumeChange struct {
+	Labels map[string]*string `json:"labels"`
+}
+
 // Sizes of the disks that the daemon makes, in MiB. They are sparse: what is
 // not written takes no space on the host.
 const (

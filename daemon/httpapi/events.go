@@ -24,7 +24,7 @@ func (s *Server) vmEvents(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) events(w http.ResponseWriter, r *http.Request, keep func(api.Event) bool) error {
 	q := newQuery(r)
-	f := api.EventFilter{After: q.uint("after", math.MaxInt64), VM: q.str("vm"), Name: q.str("name"), Since: q.time("since"), Until: q.time("until")}
+	f := api.EventFilter{After: q.uint("after", math.MaxInt64), VM: q.str("vm"), Name: q.str("name"), Since: q.time("since"), Until: q.time("until"), Selector: q.selector()}
 	follow := q.bool("follow", true)
 	var types []string
 	for _, t := range api.EventTypes() {

@@ -98,6 +98,7 @@ func eventParams() []param {
 		{"since", "string", "only events of this time (RFC 3339) and later"},
 		{"until", "string", "only events before this time (RFC 3339), when following ends too"},
 		{"type", "string", "event types, separated by commas or repeated"},
+		{"selector", "string", "only events about what had such labels at the time: app=web,tier!=test,owner,!old,zone in (a,b)"},
 	}
 }
 

@@ -116,6 +116,7 @@ func routes() []route {
 		{method: get, path: "/volumes", id: "listVolumes", summary: "List volumes", query: []param{selectorParam()}, status: 200, reply: []api.Volume{}, handle: (*Server).listVolumes},
 		{method: post, path: "/volumes", id: "createVolume", summary: "Make an empty volume", body: api.VolumeCreate{}, status: 201, reply: api.Volume{}, handle: (*Server).createVolume},
 		{method: get, path: "/volumes/{name}", id: "getVolume", summary: "Get one volume", status: 200, reply: api.Volume{}, handle: (*Server).getVolume},
+		{method: patch, path: "/volumes/{name}", id: "labelVolume", summary: "Set labels of a volume, or take them away", body: api.VolumeChange{}, status: 200, reply: api.Volume{}, handle: (*Server).labelVolume},
 		{method: del, path: "/volumes/{name}", id: "removeVolume", summary: "Remove a volume that no VM mounts", status: 204, handle: (*Server).removeVolume},
 
 		{method: get, path: "/kernels", id: "listKernels", summary: "List kernels", status: 200, reply: []api.Kernel{}, handle: (*Server).listKernels},

@@ -88,6 +88,7 @@ type Service interface {
 	Volumes(ctx context.Context) ([]api.Volume, error)
 	Volume(ctx context.Context, name string) (api.Volume, error)
 	CreateVolume(ctx context.Context, in api.VolumeCreate) (api.Volume, error)
+	LabelVolume(ctx context.Context, name string, in api.VolumeChange) (api.Volume, error)
 	RemoveVolume(ctx context.Context, name string) error // CodeConflict while VMs mount it
 
 	Kernels(ctx context.Context) ([]api.Kernel, error)

@@ -37,6 +37,23 @@ func (s *Server) getVolume(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+func (s *Server) labelVolume(w http.ResponseWriter, r *http.Request) error {
+	name, err := pathName("volume", r)
+	if err != nil {
+		return err
+	}
+	var in api.VolumeChange
+	if err := decode(w, r, &in); err != nil {
+		return err
+	}
+	v, err := s.svc.LabelVolume(r.Context(), name, in)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, v)
+	return nil
+}
+
 func (s *Server) removeVolume(w http.ResponseWriter, r *http.Request) error {
 	name, err := pathName("volume", r)
 	if err != nil {

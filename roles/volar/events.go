@@ -15,6 +15,8 @@ type eventsCmd struct {
 	VM     string   `name:"vm" help:"Only events about this VM." placeholder:"NAME" complete:"vms"`
 	Name   string   `help:"Only events about what has this name: a VM, plugin, kernel, volume or image." placeholder:"NAME"`
 	Type   []string `help:"Only events of these types." placeholder:"TYPE"`
+
+	Selector string `short:"l" help:"Only events about what had such labels at the time: app=web,tier!=test,owner,!old,'zone in (a,b)'." placeholder:"SELECTOR"`
 }
 
 // Run prints events, one a line.
@@ -22,6 +24,9 @@ func (cmd *eventsCmd) Run(c *cli) (err error) {
 	f := api.EventFilter{After: cmd.After, VM: cmd.VM, Name: cmd.Name}
 	for _, t := range cmd.Type {
 		f.Types = append(f.Types, api.EventType(t))
+	}
+	if f.Selector, err = api.ParseSelector(cmd.Selector); err != nil {
+		return err
 	}
 	if f.Since, err = c.parseTime("--since", cmd.Since); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -82,7 +83,8 @@ func (d *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		"GET /api/v1/images": d.listImages, "POST /api/v1/images/pull": d.pullImage, "POST /api/v1/images/load": d.loadImage, "POST /api/v1/images/prune": d.pruneImages,
 		"GET /api/v1/images/{ref...}": d.getImage, "DELETE /api/v1/images/{ref...}": d.removeImage,
 		"GET /api/v1/volumes": d.listVolumes, "POST /api/v1/volumes": d.createVolume, "GET /api/v1/volumes/{name}": d.getVolume, "DELETE /api/v1/volumes/{name}": d.removeVolume,
-		"POST /api/v1/vms": d.nameVM,
+		"PATCH /api/v1/volumes/{name}": d.labelVolume,
+		"POST /api/v1/vms":             d.nameVM,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set(api.HeaderVersion, "1.2.3")
@@ -309,6 +311,29 @@ func (d *fakeDaemon) getVolume(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return json.NewEncoder(w).Encode(d.volumes[i])
+}
+
+func (d *fakeDaemon) labelVolume(w http.ResponseWriter, r *http.Request) error {
+	var in api.VolumeChange
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i, err := d.volumeLocked(r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	v := &d.volumes[i]
+	v.Labels = maps.Clone(v.Labels)
+	for key, value := range in.Labels {
+		if value == nil {
+			delete(v.Labels, key)
+			continue
+		}
+		v.Labels[key] = *value
+	}
+	return json.NewEncoder(w).Encode(*v)
 }
 
 func (d *fakeDaemon) removeVolume(w http.ResponseWriter, r *http.Request) error {

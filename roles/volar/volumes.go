@@ -14,6 +14,7 @@ type volumesCmd struct {
 	Create  volumeCreateCmd  `cmd:"" help:"Make an empty volume."`
 	List    volumeListCmd    `cmd:"" default:"1" help:"List volumes (also without the word list)."`
 	Inspect volumeInspectCmd `cmd:"" help:"Show one volume."`
+	Label   volumeLabelCmd   `cmd:"" help:"Set labels of a volume, or take them away."`
 	RM      volumeRMCmd      `cmd:"" name:"rm" aliases:"remove,delete" help:"Remove volumes that no VM mounts, with what they hold."`
 }
 
@@ -120,6 +121,43 @@ func (cmd *volumeInspectCmd) Run(c *cli) error {
 			row(w, "Label:", k+"="+v.Labels[k])
 		}
 		row(w, "Created:", v.CreatedAt.Format(time.RFC3339))
+	})
+}
+
+type volumeLabelCmd struct {
+	Name   string   `arg:"" help:"Name of the volume." complete:"volumes"`
+	Labels []string `arg:"" name:"label" help:"NAME=VALUE sets one, NAME- takes it away."`
+}
+
+// Run changes a volume's labels.
+func (cmd *volumeLabelCmd) Run(c *cli) error {
+	if err := api.ValidateName("volume", cmd.Name); err != nil {
+		return err
+	}
+	in := api.VolumeChange{Labels: make(map[string]*string)}
+	for _, l := range cmd.Labels {
+		if key, value, given := strings.Cut(l, "="); given {
+			in.Labels[key] = &value
+		} else if key, ok := strings.CutSuffix(l, "-"); ok {
+			in.Labels[key] = nil
+		} else {
+			return usagef("%q: give NAME=VALUE, or NAME- to take it away", l)
+		}
+	}
+	cl, err := c.daemon()
+	if err != nil {
+		return err
+	}
+	v, err := cl.LabelVolume(c.ctx, cmd.Name, in)
+	if err != nil {
+		return err
+	}
+	return c.print(v, []string{v.Name}, func(w io.Writer) {
+		words := make([]string, 0, len(v.Labels))
+		for _, k := range sortedKeys(v.Labels) {
+			words = append(words, k+"="+v.Labels[k])
+		}
+		row(w, v.Name+" has the labels "+dash(strings.Join(words, ", ")))
 	})
 }
 

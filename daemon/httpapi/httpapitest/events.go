@@ -18,7 +18,7 @@ func (s *Service) Events(ctx context.Context, f api.EventFilter, follow bool, yi
 		for _, e := range todo {
 			after = e.Seq
 			if (f.VM != "" && (e.VMID == "" || e.Name != f.VM)) || (f.Name != "" && e.Name != f.Name) ||
-				e.Time.Before(f.Since) || (!f.Until.IsZero() && !e.Time.Before(f.Until)) || (f.Types != nil && !slices.Contains(f.Types, e.Type)) {
+				e.Time.Before(f.Since) || (!f.Until.IsZero() && !e.Time.Before(f.Until)) || (f.Types != nil && !slices.Contains(f.Types, e.Type)) || !f.Selector.Matches(e.Labels) {
 				continue
 			}
 			if err := yield(e); err != nil {

@@ -8,6 +8,7 @@ package httpapitest
 import (
 	"context"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -97,7 +98,7 @@ func (s *Service) emit(e api.Event) {
 }
 
 func (s *Service) emitVM(t api.EventType, vm *api.VM) {
-	s.emit(api.Event{Type: t, Name: vm.Name, VMID: vm.ID, Status: vm.Status, IPAddress: vm.IPAddress, PID: vm.PID, Message: vm.Reason})
+	s.emit(api.Event{Type: t, Name: vm.Name, VMID: vm.ID, Status: vm.Status, IPAddress: vm.IPAddress, PID: vm.PID, Message: vm.Reason, Labels: maps.Clone(vm.Labels)})
 }
 
 func (s *Service) find(name string) *api.VM {

@@ -48,6 +48,29 @@ func (s *Service) addVolume(in api.VolumeCreate) api.Volume {
 	return v
 }
 
+func (s *Service) LabelVolume(_ context.Context, name string, in api.VolumeChange) (api.Volume, error) {
+	s.lock()
+	defer s.mu.Unlock()
+	v, ok := s.volumes[name]
+	if !ok {
+		return v, api.Errorf(api.CodeNotFound, "there is no volume %q", name)
+	}
+	v.Labels = maps.Clone(v.Labels)
+	for key, value := range in.Labels {
+		if value == nil {
+			delete(v.Labels, key)
+			continue
+		}
+		if v.Labels == nil {
+			v.Labels = make(map[string]string)
+		}
+		v.Labels[key] = *value
+	}
+	s.volumes[name] = v
+	s.emit(api.Event{Type: api.EventVolumeLabeled, Name: name, Labels: v.Labels})
+	return v, nil
+}
+
 func (s *Service) RemoveVolume(_ context.Context, name string) error {
 	s.lock()
 	defer s.mu.Unlock()
