@@ -3,8 +3,10 @@ package guest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
@@ -139,6 +141,39 @@ func TestLogger(t *testing.T) {
 	entries, _ := sink.ring.since(0, 10)
 	if len(entries) != 2 || entries[0].Data != "msg=early pid=7" || entries[0].Stream != wire.Agent {
 		t.Errorf("the ring holds %+v", entries)
+	}
+}
+
+// TestLoggerAsText holds the format against slog's own, which operators know.
+func TestLoggerAsText(t *testing.T) {
+	sink := &logSink{ring: newLogRing(1 << 20)}
+	var text strings.Builder
+	theirs := slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	ours := newLogger(sink, nil)
+	for _, attrs := range [][]any{
+		nil,
+		{"n", -7, "u", uint64(1 << 63), "f", 0.5, "b", true},
+		{"empty", "", "plain", "/a-b.c:1", "quoted", "a b", "equals", "a=b", "quote", `"`, "control", "\x00\n", "wide", "é", "torn", "\xc3"},
+		{"dur", 1500 * time.Millisecond, "nil", nil, "err", errors.New("it is broken")},
+		{slog.Group("g", "a", 1, slog.Group("h", "b", "c d")), slog.Attr{}},
+	} {
+		for _, log := range []*slog.Logger{ours, theirs} {
+			log.With("with", 1).WithGroup("in").Info("two words", attrs...)
+			log.Info("word", attrs...)
+		}
+	}
+	var got strings.Builder
+	entries, _ := sink.ring.since(0, 100)
+	for _, e := range entries {
+		got.WriteString(e.Data + "\n")
+	}
+	if got.String() != text.String() {
+		t.Errorf("ours:\n%stheirs:\n%s", got.String(), text.String())
 	}
 }
 
