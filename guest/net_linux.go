@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -49,19 +50,28 @@ const loopback = 1
 
 // loopbackUp brings lo up; the kernel gives it its addresses.
 func loopbackUp() error {
-	return netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: loopback}})
+	nics, err := openNICs()
+	if err != nil {
+		return err
+	}
+	defer nics.close()
+	return nics.up("lo")
 }
 
 // configureNIC configures the link with cfg's MAC in the network namespace of
 // the calling thread.
 func configureNIC(cfg wire.NetworkConfig, timeout time.Duration) error {
-	link, err := awaitLink(cfg.MAC, timeout)
+	nics, err := openNICs()
 	if err != nil {
 		return err
 	}
-	name := link.Attrs().Name
+	defer nics.close()
+	name, err := awaitNIC(nics, cfg.MAC, timeout)
+	if err != nil {
+		return err
+	}
 	if cfg.MTU != 0 {
-		if err := netlink.LinkSetMTU(link, cfg.MTU); err != nil {
+		if err := nics.setMTU(name, cfg.MTU); err != nil {
 			return fmt.Errorf("%s: mtu %d: %w", name, cfg.MTU, err)
 		}
 	}
@@ -69,31 +79,51 @@ func configureNIC(cfg wire.NetworkConfig, timeout time.Duration) error {
 	// there, and an answer that is sent before the link carries frames is lost.
 	// The host asks again a second later. With the address first that happened
 	// in 5 of 21 boots, this way in none of 14.
-	if err := netlink.LinkSetUp(link); err != nil {
+	if err := nics.up(name); err != nil {
 		return fmt.Errorf("%s: up: %w", name, err)
 	}
-	if err := awaitCarrier(link); err != nil {
+	if err := awaitCarrier(nics, name); err != nil {
 		return fmt.Errorf("%s: carrier: %w", name, err)
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{
-		IP:   cfg.Address.Addr().AsSlice(),
-		Mask: net.CIDRMask(cfg.Address.Bits(), cfg.Address.Addr().BitLen()),
-	}}
-	if cfg.Address.Addr().Is6() {
-		// The host assigned it to nobody else; do not wait for detection.
-		addr.Flags = unix.IFA_F_NODAD
+	if cfg.Address.Addr().Is4() {
+		err = nics.setAddress(name, cfg.Address)
+	} else {
+		err = setAddress6(name, cfg.Address)
 	}
-	if err := netlink.AddrReplace(link, addr); err != nil {
+	if err != nil {
 		return fmt.Errorf("%s: address %s: %w", name, cfg.Address, err)
 	}
-	if !cfg.Gateway.IsValid() {
+	switch {
+	case !cfg.Gateway.IsValid():
 		return nil
+	case cfg.Gateway.Is4():
+		err = nics.setGateway(name, cfg.Gateway)
+	default:
+		err = setGateway6(name, cfg.Gateway)
 	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: cfg.Gateway.AsSlice()}
-	if err := netlink.RouteReplace(route); err != nil {
+	if err != nil {
 		return fmt.Errorf("%s: default route by %s: %w", name, cfg.Gateway, err)
 	}
 	return nil
+}
+
+func setAddress6(name string, a netip.Prefix) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	// The host assigned it to nobody else: the kernel need not ask.
+	return netlink.AddrReplace(link, &netlink.Addr{
+		IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), 128)}, Flags: unix.IFA_F_NODAD,
+	})
+}
+
+func setGateway6(name string, gateway netip.Addr) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice()})
 }
 
 // rewireNIC is Rewire in the network namespace of the calling thread.
@@ -147,19 +177,14 @@ func stripNIC(link netlink.Link) error {
 }
 
 // awaitCarrier waits until the kernel lets frames through a link that is up. It
-// notes the carrier in a work queue, up to a second later; from Linux 6.7 on,
-// being asked for the link makes it do so at once. A link that has no carrier
-// in time is left as it is: the network beyond it may come later.
-func awaitCarrier(link netlink.Link) error {
+// notes the carrier in a work queue, up to a second later, or where it is asked
+// (nics.carries). A link that has no carrier in time is left as it is: the network
+// beyond it may come later.
+func awaitCarrier(nics nics, name string) error {
 	deadline := time.Now().Add(carrierTimeout)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		l, err := netlink.LinkByIndex(link.Attrs().Index)
-		if err != nil {
+		if ok, err := nics.carries(name); ok || err != nil {
 			return err
-		}
-		switch l.Attrs().OperState {
-		case netlink.OperUp, netlink.OperUnknown: // unknown: the driver does not tell
-			return nil
 		}
 		if time.Now().After(deadline) {
 			return nil
@@ -168,15 +193,24 @@ func awaitCarrier(link netlink.Link) error {
 	}
 }
 
-// awaitLink waits for the link with a MAC address.
-func awaitLink(mac string, timeout time.Duration) (netlink.Link, error) {
+// awaitNIC waits for the link with a MAC address, and returns its name.
+func awaitNIC(nics nics, mac string, timeout time.Duration) (string, error) {
 	deadline := time.Now().Add(timeout)
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		if l, err := findLink(mac); l != nil || err != nil {
-			return l, err
+	const maxWait = 50 * time.Millisecond
+	for wait := time.Millisecond; ; wait = min(2*wait, maxWait) {
+		if name, err := nics.find(mac); name != "" || err != nil {
+			return name, err
 		}
-		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("no NIC with the address %s within %s", mac, timeout)
+		late := time.Now().After(deadline)
+		if late || wait == maxWait { // one that was plugged in after many others
+			if l, err := findLink(mac); err != nil {
+				return "", err
+			} else if l != nil {
+				return l.Attrs().Name, nil
+			}
+		}
+		if late {
+			return "", fmt.Errorf("no NIC with the address %s within %s", mac, timeout)
 		}
 		time.Sleep(wait)
 	}
