@@ -200,6 +200,10 @@ func (s *fakeSys) Spawn(p Process) (int, error) {
 	return s.processes.Spawn(p)
 }
 
+func (s *fakeSys) Nice(pid, value int) error {
+	return s.call("nice %d", value)
+}
+
 func (s *fakeSys) Namespaces(pid int) (*Namespaces, error) { return nil, fs.ErrNotExist }
 
 // linkProgram makes the fake believe that a program of the host is in its image.

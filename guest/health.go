@@ -224,8 +224,13 @@ func (k *kestrel) readiness(w *workload) (func(context.Context), error) {
 	}
 	start := k.timeline.now()
 	once := sync.OnceFunc(func() { k.timeline.add("ready", start, nil) })
+	answered := sync.OnceFunc(func() { close(k.answered) })
 	lookAfter := func(ctx context.Context) {
-		ready := check.ask == nil || check.awaitReady(ctx) // without a question it is ready once started
+		ready := true // without a question it is ready once started
+		if check.ask != nil {
+			ready = check.awaitReady(ctx)
+			answered()
+		}
 		k.markBegun()
 		if !ready {
 			return

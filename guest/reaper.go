@@ -19,6 +19,7 @@ type reaper struct {
 	// so that no process can end unnoticed in between.
 	mu      sync.Mutex
 	waiters map[int]chan<- syscall.WaitStatus
+	yields  bool // guarded by mu: this process is nicer than those that it starts
 }
 
 func newReaper(sys Processes, log *slog.Logger) *reaper {
@@ -36,7 +37,33 @@ func (r *reaper) start(p Process) (pid int, exited <-chan syscall.WaitStatus, er
 	}
 	ch := make(chan syscall.WaitStatus, 1)
 	r.waiters[pid] = ch
+	if r.yields { // which is inherited
+		r.nice(pid, 0)
+	}
 	return pid, ch, nil
+}
+
+// yield has this process step back behind all those that it starts, or no longer.
+func (r *reaper) yield(on bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.yields = on; on {
+		r.nice(os.Getpid(), nicest)
+		return
+	}
+	for range 2 { // the second time for threads that were made meanwhile by those that yielded
+		r.nice(os.Getpid(), 0)
+	}
+}
+
+// nicest is the nice value that leaves most to others: a 68th of the time of one
+// with 0 that is busy too, sched(7).
+const nicest = 19
+
+func (r *reaper) nice(pid, value int) {
+	if err := r.sys.Nice(pid, value); err != nil {
+		r.log.Warn("nice", keyPID, pid, keyErr, err)
+	}
 }
 
 // signal sends sig to the process group of a process that start returned,

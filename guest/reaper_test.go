@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -39,6 +40,53 @@ func await(t *testing.T, ch <-chan syscall.WaitStatus) syscall.WaitStatus {
 		t.Fatal("no status within a minute")
 		return 0
 	}
+}
+
+// TestReaperYields has children that are started while their parent stands back
+// begin as any others.
+func TestReaperYields(t *testing.T) {
+	sys := &niceness{}
+	r := newReaper(sys, discardLog())
+	r.yield(true)
+	if _, _, err := r.start(Process{}); err != nil {
+		t.Fatal(err)
+	}
+	r.yield(false)
+	if _, _, err := r.start(Process{}); err != nil {
+		t.Fatal(err)
+	}
+	me := os.Getpid()
+	if want := []int{me, 19, 4711, 0, me, 0, me, 0}; !slices.Equal(sys.set, want) {
+		t.Errorf("nice values by process: %v, want %v", sys.set, want)
+	}
+	pid, err := processes{}.Spawn(Process{Path: "/bin/sleep", Args: []string{"sleep", "60"}, Dir: "/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = processes{}.Kill(pid, syscall.SIGKILL)
+		_, _ = syscall.Wait4(pid, nil, 0, nil)
+	}()
+	if err := (processes{}).Nice(pid, 19); err != nil {
+		t.Fatal(err)
+	}
+	// The system call answers 20 less the value, getpriority(2).
+	if n, err := syscall.Getpriority(syscall.PRIO_PROCESS, pid); err != nil || n != 1 {
+		t.Errorf("Getpriority() = %d, %v", n, err)
+	}
+}
+
+// niceness notes who was given which value.
+type niceness struct {
+	Processes
+	set []int
+}
+
+func (n *niceness) Spawn(Process) (int, error) { return 4711, nil }
+
+func (n *niceness) Nice(pid, value int) error {
+	n.set = append(n.set, pid, value)
+	return nil
 }
 
 func TestReaperHandsStatusesOut(t *testing.T) {

@@ -83,6 +83,7 @@ type kestrel struct {
 	probed   atomic.Uint64        // the epoch in which the workload is probed
 	serve    func() (stop func()) // startAgent, of which only the first call counts
 
+	answered  chan struct{} // closed when the workload first did what its probe asks for, or was over before
 	begun     chan struct{} // closed by markBegun
 	markBegun func()        // the workload is ready, or over for the first time, or will never be
 	quit      chan struct{} // ends requests to the agent
@@ -98,7 +99,7 @@ func newKestrel(cfg Config) *kestrel {
 		sys: cfg.Sys, version: cfg.Version, console: cfg.Console,
 		ring:     newLogRing(logRingBytes),
 		timeline: &timeline{now: cfg.Sys.Uptime},
-		begun:    make(chan struct{}), quit: make(chan struct{}), failed: make(chan error, 1), stop: make(chan struct{}),
+		answered: make(chan struct{}), begun: make(chan struct{}), quit: make(chan struct{}), failed: make(chan error, 1), stop: make(chan struct{}),
 	}
 	k.markBegun = sync.OnceFunc(func() { close(k.begun) })
 	k.timeline.begin(cfg.Shim)
@@ -194,6 +195,9 @@ func (k *kestrel) life(ctx context.Context) error {
 	}
 	closeAgent := k.serve()
 	defer closeAgent()
+	if err == nil && !k.awaited() {
+		k.background(func() { k.yield(side) })
+	}
 	if err == nil {
 		err = k.watch(ctx, w)
 	}
@@ -262,7 +266,7 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 	server := a.server()
 	k.background(func() {
 		ahead := headStart
-		if k.boot.Workload.TTY || k.boot.Workload.Stdin {
+		if k.awaited() {
 			ahead = 0
 		}
 		t := time.NewTimer(ahead)
@@ -288,6 +292,24 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 		_ = server.Shutdown(ctx)
 		a.sessions.wait(ctx) // the server does not know those
 		server.Close()
+	}
+}
+
+// awaited reports whether somebody waits for the agent to get to the workload.
+func (k *kestrel) awaited() bool { return k.boot.Workload.TTY || k.boot.Workload.Stdin }
+
+// yield leaves the processor to a workload that comes up: what the agent has to do
+// until then, its probes and its own start, is done in the gaps. It ends when the
+// workload has answered, or had its head start.
+func (k *kestrel) yield(ctx context.Context) {
+	k.reaper.yield(true)
+	defer k.reaper.yield(false)
+	t := time.NewTimer(headStart)
+	defer t.Stop()
+	select {
+	case <-k.answered:
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -117,6 +118,9 @@ type Processes interface {
 	// Kill is kill(2) for one process, or one process group when pid is
 	// negative. It refuses 0, 1 and -1.
 	Kill(pid int, sig syscall.Signal) error
+	// Nice gives every thread of a process a nice value; those that are made
+	// meanwhile may be left out.
+	Nice(pid, value int) error
 	// Terminal makes a pseudo-terminal for a process of the user uid, whose
 	// streams are its far end. Its near end can be closed while it is read.
 	Terminal(uid uint32) (near, far *os.File, err error)
@@ -255,4 +259,22 @@ func (processes) Kill(pid int, sig syscall.Signal) error {
 		return os.NewSyscallError("kill", syscall.EPERM)
 	}
 	return os.NewSyscallError("kill", syscall.Kill(pid, sig))
+}
+
+func (processes) Nice(pid, value int) error {
+	dir := "/proc/" + strconv.Itoa(pid) + "/task"
+	threads, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		tid, err := strconv.Atoi(t.Name())
+		if err == nil {
+			err = syscall.Setpriority(syscall.PRIO_PROCESS, tid, value)
+		}
+		if err != nil && !errors.Is(err, syscall.ESRCH) { // it has just ended
+			return fmt.Errorf("nice %d of thread %s: %w", value, t.Name(), err)
+		}
+	}
+	return nil
 }

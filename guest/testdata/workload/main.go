@@ -40,7 +40,7 @@ func main() {
 	case "ignore-term":
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("ignoring")
-		select {}
+		time.Sleep(time.Hour) // Go ends a program that waits for nothing
 	}
 }
 
