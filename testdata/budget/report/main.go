@@ -1,7 +1,11 @@
 // Report turns the lines that budget.Print wrote into a JSON document and a
 // Markdown table, with the facts of the host that they depend on.
 //
-//	report LINES JSON MARKDOWN
+//	report LINES JSON MARKDOWN [DOCUMENT]
+//
+// A table row of the document that names a budget, in backquotes in its last
+// cell, promises that it was measured: a name without a line is an error, and so
+// is a line that no row names.
 package main
 
 import (
@@ -10,9 +14,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,22 +46,26 @@ type host struct {
 }
 
 func main() {
-	if len(os.Args) != 4 {
-		fmt.Fprintln(os.Stderr, "usage: report LINES JSON MARKDOWN")
+	if len(os.Args) != 4 && len(os.Args) != 5 {
+		fmt.Fprintln(os.Stderr, "usage: report LINES JSON MARKDOWN [DOCUMENT]")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1], os.Args[2], os.Args[3]); err != nil {
+	doc, err := run(os.Args[1], os.Args[2], os.Args[3])
+	if err == nil && len(os.Args) == 5 {
+		err = compare(os.Args[4], doc.Budgets)
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "report: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(lines, jsonFile, markdownFile string) error {
+func run(lines, jsonFile, markdownFile string) (*document, error) {
 	data, err := os.ReadFile(lines)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	doc := document{Time: time.Now().UTC().Truncate(time.Second), Host: thisHost()}
+	doc := &document{Time: time.Now().UTC().Truncate(time.Second), Host: thisHost()}
 	for dec := json.NewDecoder(bytes.NewReader(data)); ; {
 		var l budget.Line
 		err := dec.Decode(&l)
@@ -63,18 +73,58 @@ func run(lines, jsonFile, markdownFile string) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", lines, err)
+			return nil, fmt.Errorf("%s: %w", lines, err)
 		}
 		doc.Budgets = append(doc.Budgets, l)
 	}
 	out, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.WriteFile(jsonFile, append(out, '\n'), 0o644); err != nil {
+		return nil, err
+	}
+	return doc, os.WriteFile(markdownFile, markdown(doc), 0o644)
+}
+
+// compare wants the table rows of the document at path to name the lines, all
+// of them and no other.
+func compare(path string, lines []budget.Line) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
 		return err
 	}
-	return os.WriteFile(markdownFile, markdown(&doc), 0o644)
+	promised := promises(string(data))
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(promised)) {
+		if !slices.ContainsFunc(lines, func(l budget.Line) bool { return l.Name == name }) {
+			errs = append(errs, fmt.Errorf("%s names %s, which nothing measured", path, name))
+		}
+	}
+	for _, l := range lines {
+		if !promised[l.Name] {
+			errs = append(errs, fmt.Errorf("%s was measured, but %s does not name it", l.Name, path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// promises lists the budgets that a Markdown document names: words with a hyphen,
+// in backquotes in the last cell of a table's row.
+func promises(document string) map[string]bool {
+	names := make(map[string]bool)
+	for line := range strings.Lines(document) {
+		cells := strings.Split(strings.TrimSpace(line), "|")
+		if len(cells) < 3 || cells[0] != "" {
+			continue
+		}
+		for i, word := range strings.Split(cells[len(cells)-2], "`") {
+			if i%2 == 1 && strings.Contains(word, "-") && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" {
+				names[word] = true
+			}
+		}
+	}
+	return names
 }
 
 func markdown(doc *document) []byte {
