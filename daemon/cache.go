@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/volantvm/volant/store/row"
 )
 
 // cache keeps files that are made of others: each once for all VMs that need the
@@ -140,14 +142,10 @@ func (c *cache) remove(name string) error {
 	return nil
 }
 
-// collectCache removes files that no VM boots and that were not used for
-// timing.grace: those of plugins, kernels and daemons that are gone.
-func (d *Daemon) collectCache(ctx context.Context) error {
+// collectCache removes files that none of the active VMs boots and that were not
+// used for timing.grace: those of plugins, kernels and daemons that are gone.
+func (d *Daemon) collectCache(active []row.VM) error {
 	entries, err := os.ReadDir(d.cache.dir)
-	if err != nil {
-		return err
-	}
-	active, err := d.store.ActiveVMs(ctx)
 	if err != nil {
 		return err
 	}

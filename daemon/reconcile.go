@@ -67,7 +67,11 @@ func (d *Daemon) begin(ctx context.Context) error {
 	if err := d.wishAfterReboot(ctx); err != nil {
 		return fmt.Errorf("daemon: %w", err)
 	}
-	n, err := d.lookAtAll(ctx)
+	n := 0
+	active, taps, err := d.look(ctx)
+	if err == nil {
+		n, err = len(active), d.lookAtAll(ctx, active, taps)
+	}
 	if err == nil {
 		err = d.sweepData(ctx)
 	}
@@ -78,28 +82,31 @@ func (d *Daemon) begin(ctx context.Context) error {
 	return nil
 }
 
+// look returns the VMs that are not settled, and the taps of VMs by id. The rows
+// are read first: a tap goes only after a VM's row says that it ends.
+func (d *Daemon) look(ctx context.Context) (active []row.VM, taps map[string]string, err error) {
+	active, err = d.store.ActiveVMs(ctx)
+	if err == nil && d.cfg.Network != nil {
+		taps, err = d.cfg.Network.Taps(ctx)
+	}
+	return active, taps, err
+}
+
 // lookAtAll wakes a worker for every VM that is not settled, and for every id
 // that has a tap, a runtime directory, a cgroup, or a machine without its directory:
-// a worker that finds these unexplained removes them. It returns how many VMs are
-// not settled.
-func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
+// a worker that finds these unexplained removes them.
+func (d *Daemon) lookAtAll(ctx context.Context, active []row.VM, taps map[string]string) error {
 	ids := make(map[string]bool)
-	if d.cfg.Network != nil {
-		taps, err := d.cfg.Network.Taps(ctx)
-		if err != nil {
-			return 0, err
-		}
-		for id := range taps {
-			ids[id] = true
-		}
+	for id := range taps {
+		ids[id] = true
 	}
 	dirs, err := idsIn(d.runDirs(""))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	groups, err := d.groups()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	dirs = append(dirs, groups...)
 	for _, id := range dirs {
@@ -115,17 +122,13 @@ func (d *Daemon) lookAtAll(ctx context.Context) (int, error) {
 	for _, id := range foreign {
 		delete(ids, id)
 	}
-	active, err := d.store.ActiveVMs(ctx)
-	if err != nil {
-		return 0, err
-	}
 	for i := range active {
 		ids[active[i].ID] = true
 	}
 	for _, id := range slices.Sorted(maps.Keys(ids)) {
 		d.kick(id)
 	}
-	return len(active), nil
+	return nil
 }
 
 // sweepData wakes a worker for every data directory whose VM is gone. The row
@@ -175,17 +178,24 @@ func validID(s string) bool {
 // tick does what is done again and again while the daemon runs. Nothing of it
 // is urgent, and a failure is tried again by the next.
 func (d *Daemon) tick(ctx context.Context) {
-	if err := d.lookAtRunning(ctx); err != nil && ctx.Err() == nil {
-		d.log.Warn("look at VMs that run", keyErr, err)
-	}
-	if _, err := d.lookAtAll(ctx); err != nil && ctx.Err() == nil {
-		d.log.Warn("look at all VMs", keyErr, err)
+	active, taps, err := d.look(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.log.Warn("look at all VMs", keyErr, err)
+		}
+	} else {
+		if err := d.lookAtRunning(ctx, active, taps); err != nil && ctx.Err() == nil {
+			d.log.Warn("look at VMs that run", keyErr, err)
+		}
+		if err := d.lookAtAll(ctx, active, taps); err != nil && ctx.Err() == nil {
+			d.log.Warn("look at all VMs", keyErr, err)
+		}
+		if err := d.collectCache(active); err != nil {
+			d.log.Warn("collect cached files", keyErr, err)
+		}
 	}
 	if err := d.collectBlobs(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("collect blobs", keyErr, err)
-	}
-	if err := d.collectCache(ctx); err != nil && ctx.Err() == nil {
-		d.log.Warn("collect cached files", keyErr, err)
 	}
 	if err := d.sweepStaging(); err != nil {
 		d.log.Warn("sweep staging of images", keyErr, err)

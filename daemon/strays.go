@@ -123,23 +123,13 @@ func (w *worker) endMachine(ctx context.Context, rec hv.Record) error {
 
 // lookAtRunning looks for VMs that run and from which somebody has taken what only
 // a start gives back.
-func (d *Daemon) lookAtRunning(ctx context.Context) error {
-	// The rows first: both go only after a VM's row says that it ends.
-	active, err := d.store.ActiveVMs(ctx)
-	if err != nil {
-		return err
-	}
-	var taps map[string]string
-	if d.cfg.Network != nil {
-		if taps, err = d.cfg.Network.Taps(ctx); err != nil {
-			return err
-		}
-	}
+func (d *Daemon) lookAtRunning(ctx context.Context, active []row.VM, taps map[string]string) error {
 	for i := range active {
 		vm := &active[i]
 		if vm.Status != api.VMRunning {
 			continue
 		}
+		var err error
 		switch {
 		case d.cfg.Network != nil && !vm.Vsock && taps[vm.ID] == "":
 			err = d.impaired(ctx, vm, api.EventVMDisconnected, "its network device was removed, and with it its network")
