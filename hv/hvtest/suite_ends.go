@@ -68,26 +68,26 @@ func testUnattended(r *run) {
 
 func testCancel(r *run) {
 	for _, after := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond, 60 * time.Millisecond, 100 * time.Millisecond} {
-		spec := r.spec()
-		ctx, cancel := context.WithTimeout(r.ctx, after)
-		vm, err := r.driver.Launch(ctx, spec)
-		cancel()
-		if err == nil {
-			// It was faster. The machine is ours then, whatever ctx says.
-			r.wantState(vm, hv.StateRunning)
-			if err := vm.Kill(r.ctx); err != nil {
-				r.Errorf("Kill: %v", err)
-			}
-			continue
-		}
-		if !errors.Is(err, context.DeadlineExceeded) {
-			r.Errorf("Launch cancelled after %v: %v, want DeadlineExceeded", after, err)
-		}
-		if alive := r.Alive(r, spec.Dir); len(alive) > 0 {
-			r.Errorf("Launch cancelled after %v left %q", after, alive)
-		}
-		if left := names(r, spec.Dir); len(left) > 0 {
-			r.Errorf("Launch cancelled after %v left the files %q", after, left)
-		}
+		r.cancelLaunch(r.spec(), after)
 	}
+}
+
+// cancelLaunch ends a launch after a while, and wants nothing to be left of it.
+func (r *run) cancelLaunch(spec hv.Spec, after time.Duration) {
+	r.Helper()
+	ctx, cancel := context.WithTimeout(r.ctx, after)
+	defer cancel()
+	vm, err := r.driver.Launch(ctx, spec)
+	if err == nil {
+		// It was faster. The machine is ours then, whatever ctx says.
+		r.wantState(vm, hv.StateRunning)
+		if err := vm.Kill(r.ctx); err != nil {
+			r.Errorf("Kill: %v", err)
+		}
+		return
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		r.Errorf("Launch cancelled after %v: %v, want DeadlineExceeded", after, err)
+	}
+	r.wantNothing(spec, "Launch cancelled after "+after.String())
 }

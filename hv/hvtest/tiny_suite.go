@@ -2,7 +2,6 @@ package hvtest
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -191,21 +190,7 @@ func testTinyUnattended(r *run) {
 // testTinyCancel ends launches at many moments; a tiny guest leaves none out.
 func testTinyCancel(r *run) {
 	for after := time.Duration(0); after <= 160*time.Millisecond; after += 8 * time.Millisecond {
-		spec := r.watch(r.Tiny(r, Tiny{Ticks: TickForever}))
-		ctx, cancel := context.WithTimeout(r.ctx, after)
-		vm, err := r.driver.Launch(ctx, spec)
-		cancel()
-		if err == nil {
-			r.wantState(vm, hv.StateRunning)
-			if err := vm.Kill(r.ctx); err != nil {
-				r.Errorf("Kill: %v", err)
-			}
-			continue
-		}
-		if !errors.Is(err, context.DeadlineExceeded) {
-			r.Errorf("Launch cancelled after %v: %v, want DeadlineExceeded", after, err)
-		}
-		r.wantNothing(spec, "Launch cancelled after "+after.String())
+		r.cancelLaunch(r.watch(r.Tiny(r, Tiny{Ticks: TickForever})), after)
 	}
 }
 
