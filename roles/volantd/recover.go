@@ -15,8 +15,8 @@ import (
 )
 
 // Recover makes a database that volantd can start with of one that is damaged,
-// or lost, and says on out what became of it. No VM is touched. On an error
-// everything is as it was.
+// or lost, and says on out what became of it. No VM is touched. On an error what
+// was damaged or lost is as it was; a sound database may have VMs more.
 func Recover(ctx context.Context, opt Options, out io.Writer) (err error) {
 	if err := opt.check(); err != nil {
 		return err
