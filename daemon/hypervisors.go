@@ -81,10 +81,18 @@ func unavailable(want string, err error) error {
 
 // driverFor returns the driver that made a record, nil when it is not here.
 func (d *Daemon) driverFor(name string) hv.Driver {
-	for _, drv := range append([]hv.Driver{d.cfg.Driver}, d.cfg.Others...) {
-		if drv != nil && drv.Name() == name {
+	for _, drv := range d.drivers() {
+		if drv.Name() == name {
 			return drv
 		}
 	}
 	return nil
+}
+
+// drivers are all that there are, the one for new VMs first.
+func (d *Daemon) drivers() []hv.Driver {
+	if d.cfg.Driver == nil {
+		return d.cfg.Others
+	}
+	return append([]hv.Driver{d.cfg.Driver}, d.cfg.Others...)
 }

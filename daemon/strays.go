@@ -50,10 +50,7 @@ func (d *Daemon) owns(rec hv.Record) bool {
 func (d *Daemon) lookAtMachines(ctx context.Context) (strays, foreign []string, err error) {
 	found := make(map[string][]hv.Record)
 	others := make(map[string]bool)
-	for _, drv := range append([]hv.Driver{d.cfg.Driver}, d.cfg.Others...) {
-		if drv == nil {
-			continue
-		}
+	for _, drv := range d.drivers() {
 		recs, err := drv.Machines(ctx, filepath.Clean(d.runDirs("")))
 		if err != nil {
 			return nil, nil, fmt.Errorf("look for machines: %w", err)

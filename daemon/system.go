@@ -31,10 +31,7 @@ func (d *Daemon) SystemInfo(ctx context.Context) (api.SystemInfo, error) {
 // Doctor looks what can run VMs here: each driver is probed.
 func (d *Daemon) Doctor(ctx context.Context) (api.Doctor, error) {
 	doc := api.Doctor{Hypervisors: []api.HypervisorCheck{}, Limits: d.limitsCheck()}
-	for _, drv := range append([]hv.Driver{d.cfg.Driver}, d.cfg.Others...) {
-		if drv == nil {
-			continue
-		}
+	for _, drv := range d.drivers() {
 		c := api.HypervisorCheck{Name: drv.Name(), Chosen: drv == d.cfg.Driver}
 		caps, err := d.probe(ctx, drv)
 		if ctx.Err() != nil {

@@ -333,10 +333,7 @@ func (w *worker) record(ctx context.Context, vm *row.VM) (hv.Record, error) {
 func (d *Daemon) findMachine(ctx context.Context, dir string) (hv.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.t.launch)
 	defer cancel()
-	for _, drv := range append([]hv.Driver{d.cfg.Driver}, d.cfg.Others...) {
-		if drv == nil {
-			continue
-		}
+	for _, drv := range d.drivers() {
 		rec, err := drv.Find(ctx, dir)
 		if errors.Is(err, hv.ErrGone) {
 			continue
