@@ -115,3 +115,42 @@ func TestOnce(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A pull writes no claim: cut off after its effect and before its answer it is
+// done again, which finds what is there, and fetches nothing.
+func TestPullOnceMore(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	w := newWorld(t)
+	d := w.start(options{})
+	<-d.Ready()
+	pull := func(answer bool) api.Image {
+		t.Helper()
+		ctx, _, done, err := d.BeginOnce(ctx, "key", "digest of the request")
+		if err != nil || done {
+			t.Fatalf("BeginOnce = %v, %v; want that it is to be done", done, err)
+		}
+		img, err := d.PullImage(ctx, api.ImagePull{Reference: "nginx"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer {
+			if err := d.EndOnce(ctx, api.Answer{Status: 200, Body: []byte(img.ID)}, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return img
+	}
+	first := pull(false)
+	d.kill()
+	d = w.start(options{})
+	<-d.Ready()
+	again := pull(true)
+	if fetched, built := w.imgs.counts(); again.ID != first.ID || fetched != 1 || built != 1 {
+		t.Errorf("pulled %s and then %s, with %d layers fetched and %d images built; want one of each", first.ID, again.ID, fetched, built)
+	}
+	// Answered, it is replayed.
+	if _, a, done, err := d.BeginOnce(ctx, "key", "digest of the request"); err != nil || !done || string(a.Body) != first.ID {
+		t.Errorf("BeginOnce = %+v, %v, %v; want the answer", a, done, err)
+	}
+}
