@@ -200,7 +200,7 @@ func (d *Daemon) setConfig(ctx context.Context, vm *row.VM, in api.VMConfigChang
 	v := api.VMConfigVersion{VM: vm.Name, Version: vm.ConfigVersion + 1, By: in.By, From: in.Version, Changed: changed, Config: c}
 	present.Pending = false
 	now, err := d.putConfig(ctx, vm, row.ConfigChange{
-		First: present, Version: v, Manifest: next,
+		First: present, Version: v, Manifest: next, AtOnce: !slices.ContainsFunc(changed, atNextStart),
 		Check: func(taken []row.Published) error { return d.checkPorts(c.Ports, old.Ports, taken) },
 	}, func(vm *row.VM) ([]api.Event, error) {
 		if vm.Desired == api.DesiredAbsent {
@@ -261,6 +261,12 @@ func (d *Daemon) sizeVersion(ctx context.Context, vm *row.VM, size api.Resources
 		First: present, Manifest: next, OfVM: true, Check: func([]row.Published) error { return nil },
 		Version: api.VMConfigVersion{VM: vm.Name, Version: vm.ConfigVersion + 1, By: by, Changed: changed, Config: config},
 	}, len(changed) > 0, err
+}
+
+// atNextStart reports whether a setting that a version changes is in effect with
+// the next start only; see api.VMConfig.
+func atNextStart(changed string) bool {
+	return changed != "auto_remove" && changed != "ttl_seconds" && !strings.HasPrefix(changed, "labels.")
 }
 
 // configWords says what a version changes; of what there is much, the beginning.

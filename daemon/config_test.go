@@ -102,6 +102,38 @@ func TestConfigTakesEffectAtTheNextStart(t *testing.T) {
 	w.checkWorld(d.settle())
 }
 
+// What is in effect at once waits for nothing, unless something else does.
+func TestConfigAtOnce(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	d := w.start(options{})
+	d.equip()
+	d.create("web", "serve")
+	d.must("web", api.WaitHealthy)
+	for i, step := range []struct {
+		patch   string
+		pending bool
+	}{
+		{`{"labels": {"tier": "front"}}`, false},
+		{`{"labels": {"tier": null}, "ttl_seconds": 9000, "auto_remove": true}`, false},
+		{`{"labels": {"a": "b"}, "memory_mb": 333}`, true},
+		{`{"labels": {"a": "c"}}`, true},
+	} {
+		v := d.patch("web", step.patch)
+		vm, err := d.VM(ctx, "web")
+		if err != nil || v.Version != i+2 || v.Pending != step.pending || vm.ConfigPending != step.pending {
+			t.Errorf("%s: version %+v of VM %+v, %v; want version %d, pending %v", step.patch, v, vm, err, i+2, step.pending)
+		}
+	}
+	if _, err := d.RestartVM(ctx, "web", api.VMStop{}); err != nil {
+		t.Fatal(err)
+	}
+	d.must("web", api.WaitHealthy)
+	if v, err := d.VMConfig(ctx, "web", 0); err != nil || v.Pending || v.Config.MemoryMB != 333 || v.Config.Labels["a"] != "c" || v.Config.TTLSeconds != 9000 || mustVM(t, d, "web").MemoryMB != 333 {
+		t.Errorf("after the restart: %+v, %v", v, err)
+	}
+}
+
 func TestConfigRefuses(t *testing.T) {
 	ctx := context.Background()
 	w := newWorld(t)

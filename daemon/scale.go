@@ -237,13 +237,10 @@ func (w *worker) resized(ctx context.Context, vm *row.VM) error {
 			_, err := w.d.update(ctx, vm.ID, has)
 			return err
 		}
-		waited := now.Next != nil
+		version.AtOnce = true
 		_, err = w.d.putConfig(ctx, vm, version, func(now *row.VM) ([]api.Event, error) {
 			if now.CPUCores != size.CPUCores || now.MemoryMB != size.MemoryMB {
 				return nil, row.ErrStale
-			}
-			if !waited {
-				now.Next = nil // all of it is in effect
 			}
 			return has(now)
 		})

@@ -12,7 +12,7 @@ import (
 )
 
 // ChangeConfig gives a VM a further version of its configuration, which it takes
-// over at once unless it has a machine, and alters it as ChangeVM does. It
+// over at once unless it has a machine and c.AtOnce is not set, and alters it as ChangeVM does. It
 // returns row.ErrStale when the VM's newest version is not the one before.
 func (s *Store) ChangeConfig(ctx context.Context, id string, c row.ConfigChange, change func(vm *row.VM) ([]api.Event, error)) (after row.VM, evs []api.Event, err error) {
 	v := c.Version
@@ -54,10 +54,14 @@ func (s *Store) ChangeConfig(ctx context.Context, id string, c row.ConfigChange,
 			return err
 		}
 		after, evs, err = s.changeVM(ctx, tx, id, func(vm *row.VM) ([]api.Event, error) {
+			waits := vm.Next != nil
 			vm.ConfigVersion = v.Version
 			vm.Next = &row.NextConfig{Config: v.Config, Manifest: m.digest, Probed: c.Probed}
-			if vm.Ended() || vm.Status == api.VMPending {
+			switch {
+			case vm.Ended(), vm.Status == api.VMPending:
 				vm.TakeNext()
+			case c.AtOnce && !waits:
+				vm.Next = nil
 			}
 			return change(vm)
 		})

@@ -61,6 +61,9 @@ func (cmd *createCmd) Run(c *cli) error {
 	if err != nil {
 		return err
 	}
+	if cmd.Stopped && cmd.Wait.what != api.WaitNone {
+		return usagef("--wait=%s: a VM that is created with --stopped does not get so", cmd.Wait.what)
+	}
 	if cmd.Stopped {
 		w.For = api.WaitNone
 	}

@@ -134,6 +134,8 @@ type ConfigChange struct {
 	Probed   bool // somebody asks how the workload is
 	// Check is given the host's ports that other VMs have.
 	Check func(taken []Published) error
+	// AtOnce says that no start is needed for it to be in effect.
+	AtOnce bool
 	// OfVM says that the request is answered with the VM, not with the version.
 	OfVM bool
 }
