@@ -3,12 +3,9 @@
 //
 //	go build -modfile "$(go run ./testdata/modfile)" ...
 //
-// kong looks methods up by names that it holds in variables. The linker then has
-// to keep every exported method of every type in the program, which is 2.6 MiB
-// of Volant's 22 (kong issue 547). This go.mod replaces kong by a copy of it that
-// looks up the few names that it knows, each a constant, and does without the
-// lookup by prefix ("Provide"), which Volant does not use. Nothing else differs;
-// a plain go build works too, and is larger.
+// It replaces some libraries by copies of them with small changes, each of which
+// says below what it is for, and fails loudly when a library is no longer what
+// it knows. A plain go build works too; its binary is larger and starts later.
 package main
 
 import (
@@ -26,29 +23,21 @@ import (
 	"syscall"
 )
 
-const module = "github.com/alecthomas/kong"
-
-// methods are the names that kong looks for.
-func methods() []string {
-	return []string{"Run", "BeforeReset", "BeforeResolve", "BeforeApply", "AfterApply", "AfterRun"}
+// library is a module, and what differs in its copy, of which the files are given
+// by their paths.
+type library struct {
+	module string
+	change func(files map[string]string) error
 }
 
-// lookups is the file that is added to kong.
-func lookups() string {
-	var b strings.Builder
-	b.WriteString("package kong\n\nimport \"reflect\"\n")
-	for _, f := range []struct{ name, of, result string }{
-		{"valueMethod", "reflect.Value", "reflect.Value"},
-		{"typeMethod", "reflect.Type", "(reflect.Method, bool)"},
-	} {
-		fmt.Fprintf(&b, "\n// %s is of.MethodByName(name) for the names that kong looks for.\n", f.name)
-		fmt.Fprintf(&b, "func %s(of %s, name string) %s {\n\tswitch name {\n", f.name, f.of, f.result)
-		for _, m := range methods() {
-			fmt.Fprintf(&b, "\tcase %q:\n\t\treturn of.MethodByName(%[1]q)\n", m)
-		}
-		b.WriteString("\t}\n\tpanic(\"kong: method \" + name + \" is not among those that Volant knows\")\n}\n")
+func libraries() []library {
+	return []library{
+		{"github.com/alecthomas/kong", changeKong},
+		{"github.com/klauspost/compress", changeCompress},
+		{"github.com/opencontainers/go-digest", changeDigest},
+		{"go.yaml.in/yaml/v3", changeYAML},
+		{"github.com/google/go-containerregistry", changeRegistry},
 	}
-	return b.String()
 }
 
 func main() {
@@ -60,9 +49,9 @@ func main() {
 	fmt.Println(path)
 }
 
-// write makes the copy, once for its content, and then the go.mod beside it. The
-// copy's path ends up in the binary's build information, so it is relative, and
-// the same wherever the repository is.
+// write makes the copies, and then the go.mod. The copies' paths end up in the
+// binary's build information, so they are relative, and the same wherever the
+// repository is.
 func write() (string, error) {
 	mod, err := os.ReadFile("go.mod")
 	if err != nil {
@@ -72,85 +61,103 @@ func write() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	files, err := copyOf()
-	if err != nil {
-		return "", err
+	text := string(mod) + "\n"
+	for _, l := range libraries() {
+		files, err := copyOf(l.module)
+		if err == nil {
+			if err = l.change(files); err != nil {
+				err = fmt.Errorf("%s is not as this program knows it: %w", l.module, err)
+			}
+		}
+		if err != nil {
+			return "", err
+		}
+		dir, err := store(strings.ReplaceAll(l.module, "/", "-"), files)
+		if err != nil {
+			return "", err
+		}
+		text += "replace " + l.module + " => ./" + dir + "\n"
 	}
-	h := sha256.New()
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		fmt.Fprintf(h, "%s %d\n%s", name, len(files[name]), files[name])
-	}
-	dir := fmt.Sprintf("out/kong-%.6x", h.Sum(nil))
-	files["volant.mod"] = string(mod) + "\nreplace " + module + " => ./" + dir + "\n"
-	files["volant.sum"] = string(sum)
+	dir, err := store("modfile", map[string]string{"volant.mod": text, "volant.sum": string(sum)})
+	return dir + "/volant.mod", err
+}
 
-	// Others may do the same at this moment: what is there is whole.
+// store writes files to a folder in out/, once for their content, and returns its
+// path.
+func store(name string, files map[string]string) (string, error) {
+	h := sha256.New()
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		fmt.Fprintf(h, "%s %d\n%s", path, len(files[path]), files[path])
+	}
+	dir := fmt.Sprintf("out/%s-%.6x", name, h.Sum(nil))
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil // what is there is whole
+	}
 	if err := os.MkdirAll("out", 0o755); err != nil {
 		return "", err
 	}
-	temp, err := os.MkdirTemp("out", ".kong-")
+	temp, err := os.MkdirTemp("out", ".modfile-")
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(temp)
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(temp, name), []byte(text), 0o644); err != nil {
+	for path, text := range files {
+		path = filepath.Join(temp, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return "", err
 		}
 	}
 	if err := os.Chmod(temp, 0o755); err != nil {
 		return "", err
 	}
-	if err := os.Rename(temp, dir); errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTEMPTY) {
-		// The module's own requirements may have changed since.
-		for _, name := range []string{"volant.mod", "volant.sum"} {
-			if err := os.Rename(filepath.Join(temp, name), filepath.Join(dir, name)); err != nil {
-				return "", err
-			}
-		}
-	} else if err != nil {
+	// Others may do the same at this moment.
+	if err := os.Rename(temp, dir); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, syscall.ENOTEMPTY) {
 		return "", err
 	}
-	return dir + "/volant.mod", nil
+	return dir, nil
 }
 
-// copyOf returns kong's files, less its tests, with the changes.
-func copyOf() (map[string]string, error) {
-	source, err := sourceDir()
+// copyOf returns what of a module is compiled, and its licence.
+func copyOf(module string) (map[string]string, error) {
+	source, err := sourceDir(module)
 	if err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(source)
-	if err != nil {
-		return nil, err
-	}
-	files := map[string]string{"lookups.go": lookups()}
-	for _, e := range entries {
-		name := e.Name()
-		if name != "go.mod" && name != "COPYING" && (!strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go")) {
-			continue
-		}
-		text, err := os.ReadFile(filepath.Join(source, name))
+	files := make(map[string]string)
+	err = filepath.WalkDir(source, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
-			return nil, err
+			return err
 		}
-		files[name] = string(text)
-	}
-	var err1, err2 error
-	files["callbacks.go"], err1 = replace(files["callbacks.go"], []change{
-		{"value.MethodByName(name)", "valueMethod(value, name)", 2},
-		{"value.Addr().MethodByName(name)", "valueMethod(value.Addr(), name)", 2},
-		{"t.MethodByName(name)", "typeMethod(t, name)", 1},
+		name, err := filepath.Rel(source, path)
+		if err != nil {
+			return err
+		}
+		base := e.Name()
+		switch ext := filepath.Ext(base); {
+		case e.IsDir() && name != "." && (base == "testdata" || base == "vendor" || base[0] == '.' || base[0] == '_'):
+			return fs.SkipDir
+		case e.IsDir() && name != ".":
+			if _, err := os.Stat(filepath.Join(path, "go.mod")); err == nil {
+				return fs.SkipDir // another module
+			}
+			return nil
+		case !e.Type().IsRegular() || strings.HasSuffix(base, "_test.go"):
+			return nil
+		case name != "go.mod" && base != "LICENSE" && base != "COPYING" && base != "NOTICE" && ext != ".go" && ext != ".s" && ext != ".h":
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		files[filepath.ToSlash(name)] = string(text)
+		return err
 	})
-	files["context.go"], err2 = withoutProviders(files["context.go"])
-	if err := errors.Join(err1, err2); err != nil {
-		return nil, fmt.Errorf("%s is not as this program knows it: %w", module, err)
-	}
-	return files, nil
+	return files, err
 }
 
-// sourceDir is where the go tool keeps kong, which it fetches if need be.
-func sourceDir() (string, error) {
+// sourceDir is where the go tool keeps a module, which it fetches if need be.
+func sourceDir(module string) (string, error) {
 	out, err := exec.Command("go", "mod", "download", "-json", module).Output()
 	if err != nil {
 		return "", fmt.Errorf("go mod download %s: %w", module, err)
@@ -171,24 +178,15 @@ type change struct {
 	times    int
 }
 
-func replace(text string, changes []change) (string, error) {
+// edit changes one of the files.
+func edit(files map[string]string, name string, changes ...change) error {
+	text := files[name]
 	for _, c := range changes {
 		if n := strings.Count(text, c.from); n != c.times {
-			return "", fmt.Errorf("%q is there %d times, not %d", c.from, n, c.times)
+			return fmt.Errorf("%s: %q is there %d times, not %d", name, c.from, n, c.times)
 		}
 		text = strings.ReplaceAll(text, c.from, c.to)
 	}
-	return text, nil
-}
-
-// withoutProviders takes out the loop over methods whose names begin with
-// "Provide".
-func withoutProviders(text string) (string, error) {
-	const begin, loop, end = "\t\t\t// Try value and pointer to value.\n", "\t\t\t\t\tmethodt := t.Method(i)\n", "\t\t}\n\t\tif method.IsValid() {\n"
-	before, rest, ok1 := strings.Cut(text, begin)
-	inside, after, ok2 := strings.Cut(rest, end)
-	if !ok1 || !ok2 || strings.Count(text, loop) != 1 || !strings.Contains(inside, loop) {
-		return "", errors.New("the loop over methods is not where it was")
-	}
-	return before + end + after, nil
+	files[name] = text
+	return nil
 }
