@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -48,10 +49,10 @@ func (s *Store) labelSet(ctx context.Context, tx *sql.Tx, labels map[string]stri
 	if err != nil {
 		return 0, err
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO label_sets (body) VALUES (?) ON CONFLICT (body) DO NOTHING`, string(body)); err != nil {
-		return 0, err
+	err = tx.StmtContext(ctx, s.stmts.labelSet).QueryRow(string(body)).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = tx.QueryRowContext(ctx, `INSERT INTO label_sets (labels_json) VALUES (?) RETURNING id`, string(body)).Scan(&id)
 	}
-	err = tx.QueryRowContext(ctx, `SELECT id FROM label_sets WHERE body = ?`, string(body)).Scan(&id)
 	return id, err
 }
 
@@ -72,7 +73,7 @@ func (s *Store) Events(ctx context.Context, f api.EventFilter, limit int) (page 
 	}
 	page.Oldest, page.Newest = uint64(oldest.Int64), uint64(newest.Int64)
 	where, args := eventConditions(f)
-	rows, err := tx.QueryContext(ctx, `SELECT seq, time, type, name, old_name, vm, status, address, pid, message, coalesce(body, '') FROM events LEFT JOIN label_sets ON id = labels WHERE `+
+	rows, err := tx.QueryContext(ctx, `SELECT seq, time, type, name, old_name, vm, status, address, pid, message, coalesce(labels_json, '') FROM events LEFT JOIN label_sets ON id = labels WHERE `+
 		where+` ORDER BY seq LIMIT ?`, append(args, limit)...)
 	if err != nil {
 		return page, err

@@ -170,6 +170,40 @@ func TestRecoverSound(t *testing.T) {
 	}
 }
 
+// Labels of events that are no JSON are found at the start, and events can be read
+// without them after a recovery.
+func TestRecoverEventLabels(t *testing.T) {
+	ctx := context.Background()
+	path := filepath.Join(t.TempDir(), "state.db")
+	s, err := Open(ctx, path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := putPlugin(t, s, "hello", "1")
+	fill(t, s, p, 2)
+	res, err := s.w.ExecContext(ctx, `UPDATE label_sets SET labels_json = 'none ' || id`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		t.Fatalf("%d sets of labels, %v, want some", n, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(ctx, path, Options{}); !errors.Is(err, row.ErrCorrupt) || !strings.Contains(err.Error(), "label_sets.labels_json") {
+		t.Errorf("Open = %v, want corrupt", err)
+	}
+	r, err := Recover(ctx, path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Abandon()
+	if page, err := r.Events(ctx, api.EventFilter{}, 100); err != nil || len(page.Events) < 2 {
+		t.Errorf("%d events, %v", len(page.Events), err)
+	}
+}
+
 // A log that was not played in yet is part of the database.
 func TestRecoverWithLog(t *testing.T) {
 	ctx := context.Background()

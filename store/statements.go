@@ -12,7 +12,7 @@ type statements struct {
 	vmByID, insertVM, updateVM, deleteVM *sql.Stmt
 	leases, insertLease                  *sql.Stmt
 	insertManifest                       *sql.Stmt
-	insertEvent                          *sql.Stmt
+	insertEvent, labelSet                *sql.Stmt
 	// On those for reading.
 	readVMByID, readVMByName, readManifest *sql.Stmt
 }
@@ -35,6 +35,7 @@ func (s *Store) statements() []statement {
 		{&st.insertLease, s.w, `INSERT INTO leases (address, vm) VALUES (?, ?)`},
 		{&st.insertManifest, s.w, insertManifest},
 		{&st.insertEvent, s.w, insertEvent},
+		{&st.labelSet, s.w, `SELECT id FROM label_sets WHERE labels_json = ?`},
 		{&st.readVMByID, s.r, selectVM + ` WHERE v.id = ?`},
 		{&st.readVMByName, s.r, selectVM + ` WHERE v.name = ?`},
 		{&st.readManifest, s.r, `SELECT body FROM manifests WHERE digest = ?`},
