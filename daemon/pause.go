@@ -135,8 +135,10 @@ func (w *worker) stalled(ctx context.Context, vm *row.VM) error {
 		return nil // it went on, or ends
 	}
 	w.live.sleep()
+	news := false // else it was paused because somebody wants that
 	_, err = w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
-		if vm.Status != api.VMRunning {
+		news = vm.Status == api.VMRunning
+		if !news {
 			return nil, nil
 		}
 		ev, err := enter(vm, api.VMPaused, reasonStalled)
@@ -144,7 +146,9 @@ func (w *worker) stalled(ctx context.Context, vm *row.VM) error {
 		return []api.Event{ev}, err
 	})
 	if err == nil {
-		w.log.Warn("VM stopped by its hypervisor", keyName, vm.Name)
+		if news {
+			w.log.Warn("VM stopped by its hypervisor", keyName, vm.Name)
+		}
 		w.sleep(ctx, w.d.t.stalled)
 	}
 	return err

@@ -263,6 +263,9 @@ func (s *scripted) openMemory() error {
 // openDevices opens what the machine's devices are made of. s.mu is held.
 func (s *scripted) openDevices() error {
 	c := s.config
+	if s.Emulate {
+		return errors.Join(s.present(), s.openVsock())
+	}
 	for i, d := range c.Disks {
 		f, err := openDisk(d.Path, d.ReadOnly)
 		if err != nil {
@@ -334,7 +337,14 @@ func (s *scripted) start() {
 	if err != nil {
 		s.fail("%v", err)
 	}
-	s.run(bytes.Equal(kernel, trialKernel()))
+	trial := bytes.Equal(kernel, trialKernel())
+	if s.Emulate && !trial {
+		if err := s.emulate(); err != nil {
+			s.fail("%v", err)
+		}
+		return
+	}
+	s.run(trial)
 }
 
 // run runs the guest, the trial machine's or the suite's. s.mu is held.

@@ -41,6 +41,7 @@ type script struct {
 	Clings  bool               // the guest lets go of no device
 	Torn    string             // a part of a snapshot that is not written, although the call succeeds
 	NoState bool               // vm.snapshot fails, as where the host's KVM does not tell nested state
+	Emulate bool               // guests are real, and emulated by QEMU
 	NoFault bool               // memory cannot be restored on demand, as without userfaultfd
 }
 
@@ -76,6 +77,7 @@ type scripted struct {
 	server  *http.Server
 	gate    *sync.Cond // of mu: state has changed
 	disks   map[string]*os.File
+	machine *emulated // nil for a guest that is none
 }
 
 // scriptedMain is the process.
@@ -304,6 +306,9 @@ func (s *scripted) serve(r *http.Request, op string, body []byte, files []*os.Fi
 	if op != opPing && op != opQuit && op != opCreate && op != opRestore && s.config == nil {
 		return refuse(missing, "VM is not created")
 	}
+	if a, ok := s.emulation(op); ok {
+		return a
+	}
 	switch op {
 	case opPing:
 		pid := os.Getpid()
@@ -326,7 +331,7 @@ func (s *scripted) serve(r *http.Request, op string, body []byte, files []*os.Fi
 	case opCounters:
 		c := make(map[string]map[string]uint64)
 		for _, d := range s.config.Disks {
-			c[d.ID] = map[string]uint64{"read_ops": 1, "read_latency_min": 1<<64 - 1}
+			c[d.ID] = map[string]uint64{"read_ops": 1, "read_bytes": 4096, "read_latency_min": 1<<64 - 1}
 		}
 		return answer{http.StatusOK, c}
 	case opAddNet:
