@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/volantvm/volant/daemon/httpapi"
 )
@@ -98,12 +99,16 @@ func TestLockFile(t *testing.T) {
 	if _, err := httpapi.LockFile(path); !errors.Is(err, httpapi.ErrInUse) || !strings.Contains(err.Error(), "by process") {
 		t.Errorf("second LockFile = %v, want ErrInUse", err)
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	// Whoever has it lets go while another waits, as the kernel does for a process
+	// that was killed.
+	held := l
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		held.Close()
+	}()
 	l, err = httpapi.LockFile(path)
 	if err != nil {
-		t.Fatalf("LockFile after Close = %v", err)
+		t.Fatalf("LockFile around Close = %v", err)
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
