@@ -51,7 +51,7 @@ func TestLifecycle(t *testing.T) {
 	if spec.VCPUs != 2 || spec.MemoryMiB != 256 || len(spec.NICs) != 1 || spec.NICs[0].MAC.String() != vm.MACAddress || spec.CID != 0 {
 		t.Errorf("spec: %+v", spec)
 	}
-	if got := strings.Join(spec.Cmdline, " "); got != "volant.vm="+vm.ID+" volant.agent=/dev/pmem0 quiet loglevel=3" {
+	if got := strings.Join(spec.Cmdline, " "); got != "volant.vm="+vm.ID+" volant.agent="+wire.AgentSerial+" quiet loglevel=3" {
 		t.Errorf("command line = %q", got)
 	}
 	if config := spec.Disks[1]; config.Serial != wire.ConfigSerial || !config.ReadOnly {
