@@ -98,8 +98,9 @@ type attachCmd struct {
 }
 
 // Run connects with the workload of a VM until that has ended, whose status
-// becomes ours, or the user leaves by ctrl-p ctrl-q. It begins with the latest
-// that the workload wrote.
+// becomes ours, or the user leaves by ctrl-p ctrl-q: of a workload that takes
+// input from no terminal these are input too. It begins with the latest that the
+// workload wrote.
 func (cmd *attachCmd) Run(c *cli) error {
 	if err := checkNames([]string{cmd.VM}); err != nil {
 		return err
@@ -123,7 +124,18 @@ func (cmd *attachCmd) Run(c *cli) error {
 		return &statusError{stdio.CodeFailed, err}
 	}
 	defer stop()
-	return c.follow(s, func() (int, bool, error) { return c.attachTerminal(ctx, s, vm.TTY, vm.Stdin && !cmd.NoStdin) }, vm.Name)
+	return c.follow(s, func() (int, bool, error) {
+		if vm.Stdin && !cmd.NoStdin {
+			return c.attachTerminal(ctx, s, vm.TTY, true)
+		}
+		left, stop := c.leaveByKeys(func() { s.Close() })
+		defer stop()
+		status, _, err := c.attachTerminal(ctx, s, vm.TTY, false)
+		if left() {
+			return 0, true, nil
+		}
+		return status, false, err
+	}, vm.Name)
 }
 
 // follow passes signals on to a session while terminal runs, and makes what that

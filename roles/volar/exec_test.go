@@ -252,6 +252,43 @@ func TestTerminalSession(t *testing.T) {
 	}
 }
 
+// TestAttachWithoutInput leaves a workload that takes no input by the keys all the
+// same; what else is typed is nobody's.
+func TestAttachWithoutInput(t *testing.T) {
+	g := &guestOfKeys{}
+	host := withVM(t, &httpapitest.Service{Session: g.session}, false)
+	near, far := openTerminal(t)
+	before := modes(t, far)
+	var out, errOut syncWriter
+	status := make(chan int, 1)
+	go func() {
+		status <- Main(t.Context(), []string{"--host", host, "attach", "web"}, far, &out, &errOut, "1.2.3")
+	}()
+	g.eventually(t, "what it writes", func() bool { return out.String() == "ready" })
+	if now := modes(t, far); now.Lflag&unix.ECHO != 0 || now.Lflag&unix.ISIG == 0 {
+		t.Errorf("the terminal is %+v, want it to show nothing and to make signals", now)
+	}
+	if _, err := near.Write([]byte("ls\r\x10x\x10\x11more")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-status:
+		if want := "volar: detached: web goes on; volar attach web goes back to it\n"; got != 0 || errOut.String() != want {
+			t.Errorf("exit status %d, stderr %q, want %q", got, errOut.String(), want)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the session is not over within a minute")
+	}
+	if after := modes(t, far); after != before {
+		t.Errorf("the terminal was left as %+v, was %+v", after, before)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.keys) > 0 {
+		t.Errorf("the workload was given %q", g.keys)
+	}
+}
+
 // TestSessionSignals sends signals to volar: they are the command's, and a second
 // interrupt ends the session.
 func TestSessionSignals(t *testing.T) {

@@ -67,6 +67,40 @@ func (c *cli) terminal(ctx context.Context, s *client.Session, tty, stdin, detac
 // makeRaw puts a terminal into raw mode, cfmakeraw(3), and returns what undoes
 // that.
 func makeRaw(f *os.File) (restore func(), err error) {
+	return setTerminal(f, func(t *unix.Termios) {
+		t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+		t.Oflag &^= unix.OPOST
+		t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+		t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
+	})
+}
+
+// makeQuiet has a terminal give each key as it is typed, without showing it, but
+// for those that make signals. It fails for one whose foreground another has: to
+// change it would stop us.
+func makeQuiet(f *os.File) (restore func(), err error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	background := false
+	if err := conn.Control(func(fd uintptr) {
+		group, err := unix.IoctlGetInt(int(fd), unix.TIOCGPGRP) // fails for one that is not ours to be stopped by
+		background = err == nil && group != unix.Getpgrp()
+	}); err != nil {
+		return nil, err
+	}
+	if background {
+		return nil, unix.ENOTTY
+	}
+	return setTerminal(f, func(t *unix.Termios) {
+		t.Iflag &^= unix.IXON // it would keep ctrl-q
+		t.Lflag &^= unix.ECHO | unix.ICANON | unix.IEXTEN
+	})
+}
+
+// setTerminal changes how a terminal reads, and returns what undoes that.
+func setTerminal(f *os.File, change func(t *unix.Termios)) (restore func(), err error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -87,16 +121,32 @@ func makeRaw(f *os.File) (restore func(), err error) {
 	if err := errors.Join(err, gerr); err != nil {
 		return nil, err
 	}
-	raw := before
-	raw.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
-	raw.Oflag &^= unix.OPOST
-	raw.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
-	raw.Cflag = raw.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
-	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
-	if err := set(&raw); err != nil {
+	now := before
+	change(&now)
+	now.Cc[unix.VMIN], now.Cc[unix.VTIME] = 1, 0
+	if err := set(&now); err != nil {
 		return nil, err
 	}
 	return sync.OnceFunc(func() { _ = set(&before) }), nil // it may be gone
+}
+
+// leaveByKeys calls leave when the detach keys are typed into our terminal, of
+// which nothing else is read. stop ends that; left says whether they were.
+func (c *cli) leaveByKeys(leave func()) (left func() bool, stop func()) {
+	f, ok := c.stdin.(*os.File)
+	if !ok {
+		return func() bool { return false }, func() {}
+	}
+	restore, err := makeQuiet(f)
+	if err != nil { // it is no terminal
+		return func() bool { return false }, func() {}
+	}
+	keys := &keyWatch{r: f, leave: leave}
+	end := keys.watch(f)
+	return keys.left, func() {
+		end()
+		restore()
+	}
 }
 
 // sizeOf returns the size of a terminal, and false for anything else.

@@ -49,7 +49,7 @@ type grammar struct {
 	RMI   imageRMCmd   `cmd:"" name:"rmi" help:"Remove images (images rm)."`
 
 	Exec   execCmd   `cmd:"" help:"Run a command in a VM."`
-	Attach attachCmd `cmd:"" help:"Connect with a VM's workload; ctrl-p ctrl-q leaves it."`
+	Attach attachCmd `cmd:"" help:"Connect with a VM's workload; ctrl-p ctrl-q leaves it, ctrl-c twice too, of which the first is the workload's."`
 	CP     cpCmd     `cmd:"" name:"cp" help:"Copy files between this machine and a VM."`
 
 	Doctor     doctorCmd     `cmd:"" help:"Look what can run VMs here, and what is missing."`
