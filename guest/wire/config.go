@@ -99,7 +99,9 @@ func DecodeBoot(r io.Reader) (BootConfig, error) {
 	if sha256.Sum256(body) != sum {
 		return cfg, fmt.Errorf("%w: the digest does not match", ErrNotBootConfig)
 	}
-	if err := json.Unmarshal(body, &cfg); err != nil {
+	read := jsonReader{b: body}
+	cfg.read(&read)
+	if err := read.end(); err != nil {
 		return BootConfig{}, fmt.Errorf("%w: %w", ErrNotBootConfig, err)
 	}
 	if err := cfg.Validate(); err != nil {

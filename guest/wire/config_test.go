@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -226,6 +228,95 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// TestBootFields sets every field of every struct, in turn and to several values,
+// and reads what encoding/json made of it.
+func TestBootFields(t *testing.T) {
+	var fill func(v reflect.Value, n int)
+	fill = func(v reflect.Value, n int) {
+		switch p := v.Addr().Interface().(type) {
+		case *time.Time:
+			*p = time.Date(2026, 11, 23, 1, 2, 3, n*1000, time.UTC)
+			return
+		case *netip.Prefix:
+			*p = netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", n))
+			return
+		case *netip.Addr:
+			*p = netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", n))
+			return
+		}
+		switch v.Kind() {
+		case reflect.Struct:
+			for i := range v.NumField() {
+				fill(v.Field(i), n+i)
+			}
+		case reflect.Pointer:
+			v.Set(reflect.New(v.Type().Elem()))
+			fill(v.Elem(), n)
+		case reflect.Slice:
+			v.Set(reflect.MakeSlice(v.Type(), 3, 3))
+			for i := range 3 {
+				fill(v.Index(i), n+i)
+			}
+		case reflect.String:
+			v.SetString([]string{"plain", "", "<&> \"\\ \n\x00", "é\u2028\U0001f600", "\\", "torn \xff"}[n%6] + strconv.Itoa(n))
+		case reflect.Bool:
+			v.SetBool(true)
+		case reflect.Int, reflect.Int64:
+			v.SetInt(int64(n) * 1e9)
+		case reflect.Uint8, reflect.Uint32:
+			v.SetUint(uint64(n))
+		default:
+			t.Fatalf("fields of kind %s are not known here", v.Kind())
+		}
+	}
+	for n := 1; n < 100; n += 7 {
+		var cfg, want, got BootConfig
+		fill(reflect.ValueOf(&cfg).Elem(), n)
+		body, err := json.MarshalIndent(cfg, "", "\t")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(body, &want); err != nil {
+			t.Fatal(err)
+		}
+		r := jsonReader{b: body}
+		got.read(&r)
+		if err := r.end(); err != nil || !reflect.DeepEqual(got, want) {
+			t.Fatalf("%v; got %+v, want %+v", err, got, want)
+		}
+	}
+}
+
+// TestJSONReader holds what is accepted, and what it means, against encoding/json.
+func TestJSONReader(t *testing.T) {
+	for _, body := range []string{
+		`{}`, `null`, ` { } `, `{"vm":null,"seed":null,"time":null,"network":null,"mounts":null,"workload":null}`,
+		`{"later":{"a":[1,-2.5e3,true,false,null,"x",{"y":[]}]},"vm":"a"}`, `{"vm":"\u0041\ud83d\ude00\ud800"}`, `{"v\u006d":"a"}`,
+		`{"mounts":[{"mode":511,"copy":true},{}],"incarnation":-0}`, `{"workload":{"args":[],"env":[null,"A=b"]}}`,
+		`{"network":{"address":"","gateway":""}}`, `{"vm":"a","vm":"b"}`,
+		``, `{`, `}`, `[]`, `{"vm"}`, `{"vm":}`, `{"vm":"a",}`, `{,}`, `{"vm":"a" "name":"b"}`, `{"vm":"a"}}`, `{"vm":"a"} x`,
+		`{"vm":"a`, `{"vm":"\x"}`, "{\"vm\":\"\n\"}", `{"vm":1}`, `{"incarnation":"1"}`, `{"incarnation":1.5}`, `{"incarnation":01}`, `{"incarnation":+1}`,
+		`{"incarnation":99999999999999999999}`, `{"mounts":[{"mode":-1}]}`, `{"mounts":[{"mode":4294967296}]}`, `{"later":01}`, `{"later":nul}`, `{"later":[1,]}`,
+		`{"seed":"*"}`, `{"time":"yesterday"}`, `{"workload":{"tty":1}}`, `{"workload":{"args":"a"}}`, `{"network":{"address":"192.0.2.1"}}`, "{\x00}", "{}\x00",
+	} {
+		var want, got BootConfig
+		theirs := json.Unmarshal([]byte(body), &want)
+		r := jsonReader{b: []byte(body)}
+		got.read(&r)
+		ours := r.end()
+		if (ours == nil) != (theirs == nil) {
+			t.Errorf("%s: %v, encoding/json: %v", body, ours, theirs)
+		} else if ours == nil && !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, want %+v", body, got, want)
+		}
+	}
+	deep := jsonReader{b: []byte(`{"later":` + strings.Repeat("[", 1<<20))}
+	new(BootConfig).read(&deep)
+	if err := deep.end(); err == nil || !strings.Contains(err.Error(), "too deep") {
+		t.Errorf("of what is deep: %v", err)
+	}
+}
+
 // FuzzDecodeBoot reads images as they are, and JSON under a header that is in
 // order, which no mutation would find.
 func FuzzDecodeBoot(f *testing.F) {
@@ -249,6 +340,11 @@ func FuzzDecodeBoot(f *testing.F) {
 		cfg, err := DecodeBoot(bytes.NewReader(b))
 		if err != nil {
 			return
+		}
+		var theirs BootConfig
+		body := b[configHeader:]
+		if n, _ := strconv.Atoi(string(b[len(configMagic)+len(configVersion):][:12])); json.Unmarshal(body[:n], &theirs) != nil {
+			t.Fatalf("encoding/json refuses %q", body[:n])
 		}
 		once, err := EncodeBoot(cfg)
 		if err != nil {
