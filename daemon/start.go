@@ -532,13 +532,16 @@ func (w *worker) awaitGuest(ctx context.Context, vm *row.VM) error {
 
 // running moves the VM to running.
 func (w *worker) running(ctx context.Context, vm *row.VM, r report) error {
-	end := w.timeline.Load().step("running")
+	tl := w.timeline.Load()
+	took := tl.summary()
+	end := tl.step("running")
 	now := w.d.cfg.Now().UTC()
 	_, err := w.d.update(ctx, vm.ID, func(vm *row.VM) ([]api.Event, error) {
 		ev, err := enter(vm, api.VMRunning, "")
 		if err != nil {
 			return nil, err
 		}
+		ev.Message = took
 		vm.StartedAt, vm.AgentUp = &now, r.up
 		return append([]api.Event{ev}, applyStatus(vm, r)...), nil
 	})

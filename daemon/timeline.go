@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -95,6 +97,36 @@ func (t *timeline) api(vm string) api.Timeline {
 		out.Steps = []api.TimelineStep{}
 	}
 	return out
+}
+
+// maxSummary bounds how many steps a summary names, and maxStepName the bytes of
+// a name that is worth it.
+const (
+	maxSummary  = 16
+	maxStepName = 32
+)
+
+// summary is the boot so far in a line, for the journal: what took it, and the
+// steps that took 1 % of that or more.
+func (t *timeline) summary() string {
+	total := ms(time.Since(t.origin))
+	b := fmt.Appendf(nil, "after %.0f ms", total)
+	sep, named := ": ", 0
+	for _, s := range t.api("").Steps {
+		if s.Where == "host" && s.Name == "guest" || s.TookMS < total/100 || named == maxSummary || !plainName(s.Name) {
+			continue // the first is the wait for all that follows
+		}
+		b = fmt.Appendf(b, "%s%s %.0f", sep, s.Name, s.TookMS)
+		sep = ", "
+		named++
+	}
+	return string(b)
+}
+
+// plainName keeps what a guest calls its steps out of lines that people read,
+// unless it is a word.
+func plainName(s string) bool {
+	return s != "" && len(s) <= maxStepName && !strings.ContainsFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && r != '-' })
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -8,7 +8,7 @@ type EventType string
 const (
 	EventVMCreated   EventType = "VM_CREATED"
 	EventVMStarting  EventType = "VM_STARTING"
-	EventVMRunning   EventType = "VM_RUNNING" // the agent answers
+	EventVMRunning   EventType = "VM_RUNNING" // the agent answers; Message says what the boot took, by its longer steps
 	EventVMHealthy   EventType = "VM_HEALTHY" // the workload answers
 	EventVMUnhealthy EventType = "VM_UNHEALTHY"
 	EventVMPaused    EventType = "VM_PAUSED"
