@@ -86,6 +86,7 @@ func gone(dir string) bool {
 func (w *worker) endStrays(ctx context.Context, keep string) error {
 	w.d.mu.Lock()
 	recs := w.d.strays[w.id]
+	delete(w.d.strays, w.id) // the next look finds what is left
 	w.d.mu.Unlock()
 	for _, rec := range recs {
 		if rec.Dir == keep {
@@ -95,11 +96,6 @@ func (w *worker) endStrays(ctx context.Context, keep string) error {
 			return err
 		}
 		w.log.Warn("stray machine ended, whose directory was gone", keyPath, rec.Dir, keyPID, rec.PID)
-	}
-	if len(recs) > 0 && keep == "" {
-		w.d.mu.Lock()
-		delete(w.d.strays, w.id)
-		w.d.mu.Unlock()
 	}
 	return nil
 }
