@@ -401,7 +401,9 @@ func (h *host) answers(addr string) string {
 func (h *host) eventually(limit time.Duration, what string, ok func() error) {
 	h.t.Helper()
 	deadline := time.Now().Add(limit)
-	for {
+	// What takes long is asked for less and less often: most of what ok does starts a
+	// process, here or in the guest, and what it waits for wants the processor.
+	for pause := 20 * time.Millisecond; ; pause = min(pause*5/4, 250*time.Millisecond) {
 		err := ok()
 		if err == nil {
 			return
@@ -409,7 +411,7 @@ func (h *host) eventually(limit time.Duration, what string, ok func() error) {
 		if time.Now().After(deadline) {
 			h.t.Fatalf("%s: not within %v: %v", what, limit, err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 

@@ -364,7 +364,12 @@ func TestImagePostgres(t *testing.T) {
 	}
 	answers := func(vm, query, want string) {
 		t.Helper()
+		// Looked for in the log, which costs the guest nothing: psql would take the
+		// processor of initdb again and again.
 		h.eventually(3*time.Minute, "postgres in "+vm, func() error {
+			if !strings.Contains(h.volar("logs", vm, "--tail", "20"), "ready to accept connections") {
+				return errors.New("it does not say that it is ready")
+			}
 			got, err := sql(vm, query)
 			if err == nil && got != want {
 				err = fmt.Errorf("%s = %q, want %q", query, got, want)
