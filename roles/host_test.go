@@ -224,6 +224,10 @@ func newHost(t testing.TB) *host {
 			}
 			h.noLeaks()
 			h.stop()
+			if !t.Failed() {
+				h.start() // it takes what it has left behind
+				h.stop()
+			}
 			if groups, _ := filepath.Glob("/sys/fs/cgroup/*/volant/" + h.instance() + "*"); len(groups) > 0 && h.instance() != "" {
 				t.Errorf("cgroups %v are left", groups)
 			}

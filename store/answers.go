@@ -51,7 +51,7 @@ func (s *Store) Answer(ctx context.Context, key string) (digest string, a api.An
 // KeepAnswer writes how a request was answered.
 func (s *Store) KeepAnswer(ctx context.Context, key, digest string, a api.Answer) error {
 	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO answers (key, digest, at, kind, result_json, status, media, body) VALUES (?, ?, ?, '', '', ?, ?, ?)
+		_, err := tx.ExecContext(ctx, `INSERT INTO answers (key, digest, at, kind, result_json, status, media, body) VALUES (?, ?, ?, '', 'null', ?, ?, ?)
 			ON CONFLICT (key) DO UPDATE SET status = excluded.status, media = excluded.media, body = excluded.body`,
 			key, digest, nanos(s.now()), a.Status, a.Media, string(a.Body))
 		return err

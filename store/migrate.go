@@ -57,6 +57,9 @@ func (s *Store) migrate(ctx context.Context, to int) error {
 		return err
 	}
 	have, err := s.schemaVersion(ctx)
+	if err == nil && have < 0 {
+		err = fmt.Errorf("%w: its schema is %d", row.ErrCorrupt, have)
+	}
 	if err != nil {
 		return fmt.Errorf("open database %s: %w%s", s.path, err, advice(err))
 	}

@@ -159,11 +159,18 @@ func TestRecoverSound(t *testing.T) {
 	open(t, none, Options{})
 	newer := filepath.Join(t.TempDir(), "state.db")
 	s := open(t, newer, Options{})
+	known, err := s.schemaVersion(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := s.w.Exec(`PRAGMA user_version = 999`); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Recover(ctx, newer, Options{}); !errors.Is(err, row.ErrNewer) {
 		t.Errorf("Recover of a newer one = %v", err)
+	}
+	if _, err := s.w.Exec(fmt.Sprintf(`PRAGMA user_version = %d`, known)); err != nil { // as it was
+		t.Fatal(err)
 	}
 	if recoveryUnderWay(newer) {
 		t.Error("a recovery that was refused left its mark")

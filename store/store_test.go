@@ -23,6 +23,8 @@ import (
 	"github.com/volantvm/volant/testdata/need"
 )
 
+// open opens a database that must still be one when the test ends: whatever a
+// Store has written the next Open takes.
 func open(t testing.TB, path string, opt Options) *Store {
 	t.Helper()
 	s, err := Open(context.Background(), path, opt)
@@ -32,6 +34,11 @@ func open(t testing.TB, path string, opt Options) *Store {
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Errorf("Close: %v", err)
+		}
+		if again, err := Open(context.Background(), path, opt); err != nil {
+			t.Errorf("Open at the end: %v", err)
+		} else if err := again.Close(); err != nil {
+			t.Errorf("Close at the end: %v", err)
 		}
 	})
 	return s
@@ -721,22 +728,31 @@ func TestMigrationIsAtomic(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	ctx := context.Background()
-	t.Run("newer", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "db")
-		s, err := Open(ctx, path, Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.w.Exec(`PRAGMA user_version = 999`); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := Open(ctx, path, Options{}); !errors.Is(err, row.ErrNewer) || !strings.Contains(err.Error(), "run that version") {
-			t.Errorf("Open = %v, want newer, with advice", err)
-		}
-	})
+	for name, c := range map[string]struct {
+		version int
+		want    error
+		advice  string
+	}{
+		"newer":        {999, row.ErrNewer, "run that version"},
+		"before first": {-1, row.ErrCorrupt, "--recover"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "db")
+			s, err := Open(ctx, path, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.w.Exec(fmt.Sprintf(`PRAGMA user_version = %d`, c.version)); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(ctx, path, Options{}); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.advice) {
+				t.Errorf("Open = %v, want %v, with advice", err, c.want)
+			}
+		})
+	}
 	t.Run("no database", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "db")
 		if err := os.WriteFile(path, []byte(strings.Repeat("this is no database. ", 400)), 0o600); err != nil {

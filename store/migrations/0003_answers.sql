@@ -1,6 +1,7 @@
 -- Requests with an idempotency key that took effect, for a while. result_json is
--- written in the transaction of the effect; status and what follows, the HTTP
--- response, when it is known: 0 until then.
+-- written in the transaction of the effect, and null where only an answer is
+-- kept; status and what follows, the HTTP response, when it is known: 0 until
+-- then.
 CREATE TABLE answers (
 	seq         INTEGER PRIMARY KEY,
 	key         TEXT NOT NULL UNIQUE,
