@@ -59,7 +59,7 @@ func TestEndsUnwatched(t *testing.T) {
 		status api.VMState
 		reason string
 	}{
-		{"power off", (*hvtest.Machine).PowerOff, api.VMStopped, ""},
+		{"power off", (*hvtest.Machine).PowerOff, api.VMStopped, unheard},
 		{"panic", (*hvtest.Machine).Panic, api.VMCrashed, "the guest kernel panicked"},
 		{"crash", (*hvtest.Machine).Crash, api.VMCrashed, "the VMM ended unexpectedly: signal: killed"},
 	} {

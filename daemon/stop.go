@@ -290,6 +290,9 @@ func (w *worker) over(ctx context.Context, vm *row.VM, exit hv.Exit) error {
 		}
 		to, reason := outcome(vm, exit, last)
 		unasked := vm.Status != api.VMStopping && vm.Desired == api.DesiredRunning && !vm.Replaced()
+		if unasked && exit.Reason == hv.ExitShutdown && last.status.Seq == 0 && vm.Exit == nil && agentKind(&m) != api.AgentNone {
+			reason = unheard
+		}
 		if unasked && whileBooting != "" {
 			to, reason = api.VMCrashed, whileBooting
 		}
@@ -309,6 +312,10 @@ func (w *worker) over(ctx context.Context, vm *row.VM, exit hv.Exit) error {
 	w.log.Info("VM ended", keyName, now.Name, keyIncarnation, now.Incarnation, keyStatus, now.Status, keyReason, now.Reason)
 	return nil
 }
+
+// unheard is the reason of a VM that has stopped while no volantd ran, for longer
+// than its guest waits to tell what became of the workload.
+const unheard = "it powered off without volantd having heard how its workload ended"
 
 // endLog notes in the log of an incarnation that it has ended, and what may be
 // missing when nobody read the log to its end.

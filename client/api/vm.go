@@ -41,7 +41,8 @@ type VM struct {
 	Status  VMState   `json:"status"`
 	Desired VMDesired `json:"desired"`
 	// Reason says why the VM crashed or failed, why it is paused when nobody asked
-	// for that, or what one that runs lacks until it is restarted; empty otherwise.
+	// for that, what one that runs lacks until it is restarted, or that nobody knows
+	// how one that has stopped came to it; empty otherwise.
 	Reason string `json:"reason,omitempty"`
 	// AgentUp is set while the agent in the guest answers, Healthy once the
 	// workload passed its probe. Both are flags beside Status, not states.
