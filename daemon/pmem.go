@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 )
@@ -24,6 +25,9 @@ func (p *pmemKernels) has(digest, path string) (bool, error) {
 		return has, nil
 	}
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, &missingError{digest}
+	}
 	if err != nil {
 		return false, err
 	}
