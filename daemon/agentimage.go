@@ -88,24 +88,17 @@ func (d *Daemon) agentOnDisk(m *api.Manifest) bool {
 }
 
 // agentDisk returns the disk of the agent, verified, and the kernel parameter
-// that names it. It is persistent memory where the hypervisor offers that and the
-// kernel, a blob by its digest, has it.
-func (d *Daemon) agentDisk(ctx context.Context, caps hv.Capabilities, kernel string) (hv.Disk, string, error) {
+// that names it.
+func (d *Daemon) agentDisk(ctx context.Context, caps hv.Capabilities) (hv.Disk, string, error) {
 	path, err := d.agentImage(ctx)
 	if err != nil {
 		return hv.Disk{}, "", err
 	}
-	disk := hv.Disk{Serial: wire.AgentSerial, Path: path, ReadOnly: true}
-	if caps.Pmem {
-		if disk.Pmem, err = d.pmem.has(kernel, d.blobPath(kernel)); err != nil {
-			return hv.Disk{}, "", err
-		}
-	}
 	name := wire.AgentSerial
-	if disk.Pmem {
+	if caps.Pmem {
 		name = wire.AgentDevice // it is the first of a machine's disks
 	}
-	return disk, wire.ParamAgent + "=" + name, nil
+	return hv.Disk{Serial: wire.AgentSerial, Path: path, ReadOnly: true, Pmem: caps.Pmem}, wire.ParamAgent + "=" + name, nil
 }
 
 // agentImage returns the path of the image of this program. The first call makes

@@ -215,7 +215,7 @@ type Daemon struct {
 	ports   *ports // nil without a network
 	cache   *cache // initramfs and agent images
 	program *program
-	pmem    pmemKernels
+	able    kernelAbilities
 	disks   *verifiedFiles
 	jobs    imageJobs
 	ends    ends

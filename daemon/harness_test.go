@@ -890,7 +890,7 @@ func (in *instance) equip(extra ...api.Manifest) {
 	in.w.t.Helper()
 	ctx := context.Background()
 	if _, err := in.ImportKernel(ctx, api.KernelImport{
-		Name: "generic", Version: "6.12", Digest: in.put(kernelImage("generic")),
+		Name: "generic", Version: "6.12", Digest: in.put(kernelImage("generic\x00virtio_mem\x00CPU%d has been hot-added")),
 	}); err != nil {
 		in.w.t.Fatalf("ImportKernel: %v", err)
 	}

@@ -162,6 +162,11 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		if drv, caps, err = d.driver(ctx, m.Hypervisor); err != nil {
 			return err
 		}
+		able, err := d.able.of(kernel.Digest, d.blobPath(kernel.Digest))
+		if err != nil {
+			return err
+		}
+		caps = able.limit(caps)
 		return checkDisks(&m, caps)
 	}); err != nil {
 		return nil, err
@@ -225,7 +230,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	if parts.shim {
 		g.Go(func() error {
 			return timed("agent", func() error {
-				disk, param, err := d.agentDisk(gctx, caps, kernel.Digest)
+				disk, param, err := d.agentDisk(gctx, caps)
 				agent, spec.Cmdline = []hv.Disk{disk}, slices.Insert(spec.Cmdline, 1, param) // behind the VM's id
 				return err
 			})
