@@ -180,6 +180,8 @@ func (s *fakeSys) Vsock(uint32) (net.Listener, error) {
 
 func (s *fakeSys) Nudge(port uint32) { s.call("nudge %d", port) }
 
+func (s *fakeSys) Processors() error { return nil }
+
 func (s *fakeSys) PowerButton(pressed func()) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -283,6 +283,9 @@ func (k *kestrel) startAgent(ctx context.Context) (stop func()) {
 		if err := k.sys.PowerButton(k.askToStop); err != nil && !errors.Is(err, os.ErrNotExist) {
 			k.log.Warn("power button", keyErr, err)
 		}
+		if err := k.sys.Processors(); err != nil {
+			k.log.Warn("processors that are plugged in stay off", keyErr, err)
+		}
 		c.run(ctx)
 	})
 	return func() {

@@ -72,6 +72,9 @@ type Sys interface {
 	// PowerButton calls pressed for every press of the ACPI power button, from
 	// a goroutine of its own. The error is fs.ErrNotExist where there is none.
 	PowerButton(pressed func()) error
+	// Processors brings those online that are plugged in from now on, where the
+	// machine has room for some.
+	Processors() error
 
 	// KillAll sends SIGKILL to every process but this one.
 	KillAll()
