@@ -278,5 +278,8 @@ func cmdline(spec *hv.Spec) string {
 	// ttyS0 is there in every kernel, and each byte on it is an exit: "quiet"
 	// makes a boot six times as fast. A guest that panics must end, not hang.
 	p := []string{"console=ttyS0", "quiet", "panic=-1"}
+	if spec.MaxMemoryMiB > spec.MemoryMiB {
+		p = append(p, "memhp_default_state=online") // nobody in the guest need ask for what is added
+	}
 	return strings.Join(append(p, spec.Cmdline...), " ")
 }

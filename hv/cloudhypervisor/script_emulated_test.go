@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -114,7 +113,7 @@ func (s *scripted) emulator(dir string) (argv []string, files []*os.File) {
 	c := s.config
 	argv = []string{
 		"/usr/bin/qemu-system-x86_64", "-M", "q35", "-accel", "tcg,tb-size=64", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-smp", strconv.Itoa(c.CPUs.Boot), "-m", fmt.Sprintf("%d,slots=8,maxmem=64G", c.Memory.Size>>20),
+		"-smp", fmt.Sprintf("%d,maxcpus=%d,sockets=%[2]d,cores=1,threads=1", c.CPUs.Boot, c.CPUs.Max), "-m", fmt.Sprintf("%d,slots=8,maxmem=64G", c.Memory.Size>>20),
 		"-qmp", "unix:" + filepath.Join(dir, "qmp") + ",server=on,wait=off", "-serial", "stdio",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path=" + filepath.Join(dir, "agent"),
 		"-device", "virtserialport,chardev=agent,name=" + wire.SerialPort,
@@ -124,6 +123,9 @@ func (s *scripted) emulator(dir string) (argv []string, files []*os.File) {
 	add := func(args ...string) { argv = append(argv, args...) }
 	if c.Payload.Initramfs != "" {
 		add("-initrd", c.Payload.Initramfs)
+	}
+	if more := c.Memory.HotplugSize; more > 0 {
+		add("-object", fmt.Sprintf("memory-backend-ram,id=room,size=%d", more), "-device", "virtio-mem-pci,id=more,memdev=room,requested-size=0")
 	}
 	if c.PVPanic {
 		add("-device", "pvpanic-pci")
@@ -174,16 +176,34 @@ func (e *emulated) splice(c net.Conn) {
 }
 
 // say has the emulator do something.
-func (e *emulated) say(command string) error {
+func (e *emulated) say(command string, arguments map[string]any) error {
+	b, err := json.Marshal(struct {
+		Execute   string         `json:"execute"`
+		Arguments map[string]any `json:"arguments,omitempty"`
+	}{command, arguments})
+	if err != nil {
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	_, err := fmt.Fprintf(e.qmp, "{\"execute\":%q}\n", command)
+	_, err = e.qmp.Write(append(b, '\n'))
 	return err
+}
+
+// grow plugs in the processors from had to has on, and makes the memory that was
+// added this many bytes.
+func (e *emulated) grow(had, has int, more uint64) error {
+	for n := had; n < has; n++ {
+		if err := e.say("device_add", map[string]any{"driver": "max-x86_64-cpu", "id": fmt.Sprint("cpu", n), "socket-id": n, "core-id": 0, "thread-id": 0}); err != nil {
+			return err
+		}
+	}
+	return e.say("qom-set", map[string]any{"path": "/machine/peripheral/more", "property": "requested-size", "value": more})
 }
 
 // watch tells what becomes of the guest.
 func (s *scripted) watch(e *emulated) {
-	if err := e.say("qmp_capabilities"); err != nil {
+	if err := e.say("qmp_capabilities", nil); err != nil {
 		s.fail("%v", err)
 	}
 	dec := json.NewDecoder(e.qmp)
@@ -206,6 +226,7 @@ func (s *scripted) watch(e *emulated) {
 			s.say("vm", "rebooting", "")
 			select {} // nobody waits for it to run again
 		case m.Event == "SHUTDOWN":
+			time.Sleep(300 * time.Millisecond) // for what its agent said last to be passed on
 			os.RemoveAll(e.dir)
 			s.PowerOff()
 		}
@@ -218,7 +239,7 @@ func (s *scripted) emulation(op string) (a answer, ok bool) {
 	if s.machine == nil || command == "" {
 		return answer{}, false
 	}
-	if err := s.machine.say(command); err != nil {
+	if err := s.machine.say(command, nil); err != nil {
 		return refuse(http.StatusInternalServerError, err.Error()), true
 	}
 	return done(), op == opButton // of the others the state changes too

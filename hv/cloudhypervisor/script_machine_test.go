@@ -506,11 +506,17 @@ func (s *scripted) resize(body []byte) answer {
 	case r.RAM != 0 && (len(m.Zones) > 0 || m.HotplugMethod != "VirtioMem" || more < 0 || uint64(more) > m.HotplugSize || more%(2<<20) != 0):
 		return refuse(http.StatusInternalServerError, "Failed to resize memory")
 	}
+	had := s.config.CPUs.Boot
 	if r.VCPUs != 0 {
 		s.config.CPUs.Boot = r.VCPUs
 	}
 	if r.RAM != 0 {
 		m.Hotplugged = uint64(more)
+	}
+	if s.machine != nil {
+		if err := s.machine.grow(had, s.config.CPUs.Boot, m.Hotplugged); err != nil {
+			return refuse(http.StatusInternalServerError, err.Error())
+		}
 	}
 	s.say("vm", "resized", "")
 	return done()
