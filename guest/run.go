@@ -20,8 +20,11 @@ import (
 const (
 	// lingerUnread is how long the final status waits for a host to ask, and
 	// lingerRead how long the guest stays after one was told, for the last logs.
+	// A host that asked for the end is there: lingerAsked is what it is given that
+	// has no request under way just then.
 	lingerUnread = 5 * time.Second
 	lingerRead   = time.Second
+	lingerAsked  = 500 * time.Millisecond
 	// closeTimeout is how long open requests may take to end, and offTimeout
 	// how long sync and unmount may.
 	closeTimeout = 2 * time.Second
@@ -488,23 +491,29 @@ func (k *kestrel) watch(ctx context.Context, s *started) error {
 // askToStop begins the orderly end.
 func (k *kestrel) askToStop() { k.stopOnce.Do(func() { close(k.stop) }) }
 
-// linger gives the host time to learn how it ended, unless it asked for the
-// end itself.
+// linger gives the host time to learn how it ended, and to read the last logs
+// unless it asked for the end itself.
 func (k *kestrel) linger(ctx context.Context) {
 	unread := time.NewTimer(lingerUnread)
 	defer unread.Stop()
-	select {
-	case <-k.stop:
-	case <-ctx.Done():
-	case <-unread.C:
-	case <-k.status.delivered:
-		read := time.NewTimer(lingerRead)
-		defer read.Stop()
+	for asked := k.stop; ; {
 		select {
-		case <-k.stop:
+		case <-asked:
+			asked = nil
+			unread.Reset(lingerAsked)
+			continue
 		case <-ctx.Done():
-		case <-read.C:
+		case <-unread.C:
+		case <-k.status.delivered:
+			read := time.NewTimer(lingerRead)
+			defer read.Stop()
+			select {
+			case <-k.stop:
+			case <-ctx.Done():
+			case <-read.C:
+			}
 		}
+		return
 	}
 }
 

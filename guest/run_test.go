@@ -271,7 +271,8 @@ func TestLinger(t *testing.T) {
 		{"nobody asks", 0, 0, lingerUnread},
 		{"told", 2 * time.Second, 0, 2*time.Second + lingerRead},
 		{"told and dismissed", 2 * time.Second, 2500 * time.Millisecond, 2500 * time.Millisecond},
-		{"dismissed", 0, time.Second, time.Second},
+		{"dismissed", 0, time.Second, time.Second + lingerAsked},
+		{"dismissed and told", 1200 * time.Millisecond, time.Second, 1200 * time.Millisecond},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

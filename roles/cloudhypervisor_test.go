@@ -108,7 +108,7 @@ func TestCloudHypervisor(t *testing.T) {
 	h.becomes("web", "has its agent again", func(vm api.VM) bool { return vm.AgentUp && vm.Healthy })
 	h.answers(web.IPAddress)
 	h.volar("vms", "stop", "web")
-	if got := h.vm("web"); got.Status != api.VMStopped {
+	if got := h.vm("web"); got.Status != api.VMStopped || got.Exit == nil {
 		t.Errorf("stopped: %+v", got)
 	}
 }
