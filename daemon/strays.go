@@ -68,10 +68,11 @@ func (d *Daemon) lookAtMachines(ctx context.Context) (strays, foreign []string, 
 		}
 	}
 	d.foreign = others
+	strays, foreign = slices.Collect(maps.Keys(found)), slices.Collect(maps.Keys(others))
 	d.mu.Lock()
-	d.strays = found
+	d.strays = found // the workers' from here on
 	d.mu.Unlock()
-	return slices.Collect(maps.Keys(found)), slices.Collect(maps.Keys(others)), nil
+	return strays, foreign, nil
 }
 
 // gone reports whether there is no such directory. One that cannot be looked at
