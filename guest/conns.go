@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,7 +19,8 @@ type conns struct {
 // agentConn is a connection that conns knows until it is closed.
 type agentConn struct {
 	net.Conn
-	of *conns
+	of   *conns
+	over atomic.Bool // endOthers has ended it: nothing more is written
 }
 
 // listener makes the connections that l accepts known.
@@ -38,7 +40,7 @@ func (l connsListener) Accept() (net.Conn, error) {
 }
 
 func (c *conns) add(conn net.Conn) *agentConn {
-	ac := &agentConn{conn, c}
+	ac := &agentConn{Conn: conn, of: c}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.open == nil {
@@ -46,6 +48,15 @@ func (c *conns) add(conn net.Conn) *agentConn {
 	}
 	c.open[ac] = struct{}{}
 	return ac
+}
+
+// Write refuses what a handler says at its end, which began to wind up because
+// the connection was cut off: its peer would take a torn answer for a whole one.
+func (ac *agentConn) Write(b []byte) (int, error) {
+	if ac.over.Load() {
+		return 0, net.ErrClosed
+	}
+	return ac.Conn.Write(b)
 }
 
 func (ac *agentConn) Close() error {
@@ -68,6 +79,7 @@ func (c *conns) endOthers(ctx context.Context) int {
 	}
 	c.mu.Unlock()
 	for _, ac := range others {
+		ac.over.Store(true)
 		// A stream of the serial port that is closed could still be read for as
 		// long as the host leaves it open.
 		_ = ac.SetDeadline(time.Now())
