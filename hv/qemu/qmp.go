@@ -2,10 +2,12 @@ package qemu
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -32,7 +34,7 @@ type monitor struct {
 	done    chan struct{}                            // closed when the connection is over
 
 	mu      sync.Mutex
-	next    uint64                   // guarded by mu
+	next    uint64                   // guarded by mu; the id of the last command
 	pending map[uint64]chan response // guarded by mu; nil once the connection is over
 	err     error                    // guarded by mu; why it is over
 
@@ -71,17 +73,11 @@ func openMonitor(ctx context.Context, path string, pid int, onEvent func(string,
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), conn.Close())
 	}
 	m := &monitor{conn: conn, onEvent: onEvent, done: make(chan struct{}), pending: make(map[uint64]chan response)}
+	m.next = rand.Uint64N(1 << 52) // no answer that is late for another client is ours
 	sc := bufio.NewScanner(conn)
 	sc.Buffer(make([]byte, 0, 4096), maxMessage)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	var greeting response
-	err = errors.New("no greeting")
-	if sc.Scan() {
-		err = json.Unmarshal(sc.Bytes(), &greeting)
-	}
-	if err == nil && greeting.QMP == nil {
-		err = fmt.Errorf("greeting %.100q", sc.Bytes())
-	}
+	err = awaitGreeting(sc)
 	if !stop() {
 		err = fmt.Errorf("no greeting, another client may be connected: %w", ctx.Err())
 	}
@@ -95,6 +91,18 @@ func openMonitor(ctx context.Context, path string, pid int, onEvent func(string,
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return m, nil
+}
+
+// awaitGreeting passes over what QEMU still had for the client before, such as
+// the answer to a command whose daemon was killed, or the rest of one.
+func awaitGreeting(sc *bufio.Scanner) error {
+	for sc.Scan() {
+		var r response
+		if json.Unmarshal(sc.Bytes(), &r) == nil && r.QMP != nil {
+			return nil
+		}
+	}
+	return cmp.Or(sc.Err(), errors.New("no greeting"))
 }
 
 // checkPeer wants the socket to be served by the process pid.

@@ -140,6 +140,29 @@ func TestMonitor(t *testing.T) {
 	}
 }
 
+// TestOpenMonitorAfterAnother has what QEMU 7.2 was seen to say to the client
+// that comes after one that was killed.
+func TestOpenMonitorAfterAnother(t *testing.T) {
+	for _, left := range []string{
+		`{"return": {}, "id": 8}` + "\r\n",
+		`"id": 8}` + "\r\n" + `{"event": "STOP", "timestamp": {}}` + "\r\n",
+	} {
+		path := scriptedMonitor(t, left+greeting+`{"return": {"status": "of another"}, "id": 2}`+"\r\n", func(string) string {
+			return `{"return": {"status": "running"}, "id": %d}`
+		})
+		m, err := openMonitor(t.Context(), path, os.Getpid(), nil)
+		if err != nil {
+			t.Errorf("openMonitor when QEMU first says %q: %v", left, err)
+			continue
+		}
+		var out struct{ Status string }
+		if err := m.run(t.Context(), "query-status", nil, &out); err != nil || out.Status != "running" {
+			t.Errorf("query-status = %+v, %v, want running", out, err)
+		}
+		m.close()
+	}
+}
+
 func TestOpenMonitorRefuses(t *testing.T) {
 	none := func(string) string { return "" }
 	brief := func(path string, pid int) error {

@@ -59,7 +59,7 @@ func TestKilledInSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { vm.Kill(context.Background()) }()
+	t.Cleanup(func() { vm.Kill(context.Background()) })
 	whole, torn := 0, 0
 	for after := 500 * time.Microsecond; after < 200*time.Millisecond && whole < 3; after += after / 3 {
 		wantTicks(t, vm, 1)
@@ -68,9 +68,11 @@ func TestKilledInSnapshot(t *testing.T) {
 		}
 		dir := t.TempDir()
 		killInSnapshot(t, exec.CommandContext(t.Context(), self), vm.Record(), dir, after)
-		if vm, err = d.Attach(t.Context(), vm.Record()); err != nil {
+		again, err := d.Attach(t.Context(), vm.Record())
+		if err != nil {
 			t.Fatal(err)
 		}
+		vm = again
 		if state, err := vm.State(t.Context()); state != hv.StatePaused || err != nil {
 			t.Fatalf("State() after the daemon was killed = %s, %v, want paused", state, err)
 		}
@@ -81,9 +83,9 @@ func TestKilledInSnapshot(t *testing.T) {
 			if err := json.Unmarshal(b, &s); err != nil {
 				t.Fatal(err)
 			}
-			again := tiny(t, hvtest.Tiny{})
-			again.MemoryMiB = spec.MemoryMiB
-			restored, err := d.Restore(t.Context(), again, s, hv.RestoreOptions{})
+			second := tiny(t, hvtest.Tiny{})
+			second.MemoryMiB = spec.MemoryMiB
+			restored, err := d.Restore(t.Context(), second, s, hv.RestoreOptions{})
 			if err != nil {
 				t.Fatalf("Restore of what a daemon has completed that was killed after %v: %v", after, err)
 			}
