@@ -297,6 +297,43 @@ func TestLogRotated(t *testing.T) {
 	}
 }
 
+// TestLogLostTwice has a reader miss the very line that tells of others that are
+// lost: it is told of all.
+func TestLogLostTwice(t *testing.T) {
+	dir := t.TempDir()
+	l := testLogFile(dir, 1)
+	defer l.close()
+	s := testSource(dir, 0)
+	defer s.reader.close()
+	lines, lost := uint64(0), uint64(0)
+	read := func() {
+		t.Helper()
+		must(t, s.read(true, func(e api.LogEntry) error {
+			if lost += e.Lost; e.Stream != api.StreamVolant {
+				lines++
+			}
+			return nil
+		}))
+	}
+	const gap = 1000
+	must(t, l.keep([]wire.LogEntry{stdout(1, "a"), stdout(2, "b")}))
+	read()
+	seq := uint64(2)
+	fill := func() { // more than is kept, of which the reader has only the file that it has open
+		for range 3 * l.limit / 100 {
+			seq++
+			must(t, l.keep([]wire.LogEntry{stdout(seq, strings.Repeat("x", 100))}))
+		}
+	}
+	fill()
+	seq += gap
+	fill()
+	read()
+	if lines+lost != seq || lost <= gap {
+		t.Errorf("read %d lines and was told of %d lost, together %d; the guest had %d, and lost %d", lines, lost, lines+lost, seq, gap)
+	}
+}
+
 // TestConsoleReader reads what is rotated in the middle of lines.
 func TestConsoleReader(t *testing.T) {
 	dir := t.TempDir()

@@ -148,10 +148,27 @@ type logSource struct {
 	polled bool // nobody tells of new lines
 	// parse makes an entry of a line, or says that it is none. A Seq of 0 is
 	// given by the source.
-	parse func(line []byte, whole bool) (api.LogEntry, bool)
+	parse func(line []byte, whole bool) (keptLine, bool)
 	seq   uint64 // the last that was read, q.After before
 	shown uint64 // likewise, of a log that is numbered as it is read
+	from  uint64 // keptLine.from of the last that was read, 0 for unknown
+	start int    // its incarnation
 	held  int    // how many rounds the piece that the log ends with has been there
+}
+
+// keptLine is a line of a log that is kept.
+type keptLine struct {
+	api.LogEntry
+	from uint64 // the guest's number of it, 0 for unknown; of a line that tells of lost ones, that of the last
+}
+
+// before returns the guest's number of the line before it, and before those that
+// it tells to be lost.
+func (k *keptLine) before() uint64 {
+	if k.Stream == api.StreamVolant {
+		return k.from - min(k.Lost, k.from)
+	}
+	return k.from - min(1, k.from)
 }
 
 func (d *Daemon) openLogSource(id string, q api.LogQuery) *logSource {
@@ -164,13 +181,13 @@ func (d *Daemon) openLogSource(id string, q api.LogQuery) *logSource {
 	switch q.Log {
 	case api.LogConsole:
 		s.reader = &logReader{files: two(consoleLog), longest: wire.MaxLogLine, pieces: true}
-		s.parse = func(line []byte, whole bool) (api.LogEntry, bool) {
+		s.parse = func(line []byte, whole bool) (keptLine, bool) {
 			return textEntry(api.StreamConsole, line, whole), true
 		}
 		s.polled = true
 	case api.LogVMM:
 		s.reader = &logReader{files: func() ([]string, error) { return vmmLogs(dir) }, longest: wire.MaxLogLine, pieces: true}
-		s.parse = func(line []byte, whole bool) (api.LogEntry, bool) {
+		s.parse = func(line []byte, whole bool) (keptLine, bool) {
 			e := textEntry(api.StreamVMM, line, whole)
 			e.Incarnation, _ = vmmIncarnation(s.reader.path)
 			return e, true
@@ -234,13 +251,16 @@ func (s *logSource) pass(line []byte, whole bool, yield func(api.LogEntry) error
 		s.shown++
 		e.Seq = s.shown
 	}
-	last := s.seq
+	last, from, start := s.seq, s.from, s.start
 	if e.Seq <= last {
 		return nil
 	}
-	s.seq = e.Seq
+	s.seq, s.from, s.start = e.Seq, e.from, e.Incarnation
 	if last > 0 && e.Seq-last > 1 && s.selects(e.Time) {
 		lost := e.Seq - last - 1
+		if before := e.before(); from > 0 && e.Incarnation == start && before > from {
+			lost = max(lost, before-from) // some that are gone told themselves of lost ones
+		}
 		gap := api.LogEntry{
 			Seq: e.Seq - 1, Incarnation: e.Incarnation, Time: e.Time, Stream: api.StreamVolant, Lost: lost,
 			Line: linesLost(lost) + ": they are not kept any more",
@@ -252,7 +272,7 @@ func (s *logSource) pass(line []byte, whole bool, yield func(api.LogEntry) error
 	if !s.selects(e.Time) {
 		return nil
 	}
-	return yield(e)
+	return yield(e.LogEntry)
 }
 
 func (s *logSource) selects(t time.Time) bool {
@@ -261,23 +281,23 @@ func (s *logSource) selects(t time.Time) bool {
 
 // parseLogLine reads a line of workloadLog. One that cannot be read was damaged
 // by a crash of the host, and is missed by its number.
-func parseLogLine(line []byte, whole bool) (api.LogEntry, bool) {
+func parseLogLine(line []byte, whole bool) (keptLine, bool) {
 	var l logLine
 	if !whole || json.Unmarshal(line, &l) != nil || l.Stream == "" {
-		return api.LogEntry{}, false
+		return keptLine{}, false
 	}
-	return api.LogEntry{
+	return keptLine{from: l.From, LogEntry: api.LogEntry{
 		Seq: l.Seq, Incarnation: l.Incarnation, Time: l.Time, Stream: l.Stream, Line: l.Line, Partial: l.Partial, Lost: l.Lost,
-	}, true
+	}}, true
 }
 
 // textEntry is the entry of a line that somebody else wrote.
-func textEntry(stream string, line []byte, whole bool) api.LogEntry {
+func textEntry(stream string, line []byte, whole bool) keptLine {
 	text := string(line)
 	if whole {
 		text = strings.TrimRight(text, "\r")
 	}
-	return api.LogEntry{Stream: stream, Line: strings.ToValidUTF8(text, "\uFFFD"), Partial: !whole}
+	return keptLine{LogEntry: api.LogEntry{Stream: stream, Line: strings.ToValidUTF8(text, "\uFFFD"), Partial: !whole}}
 }
 
 // vmmLog is where the driver keeps what the VMM of an incarnation says.

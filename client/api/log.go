@@ -42,7 +42,8 @@ type LogEntry struct {
 	// was too long for one, or its end is not written yet.
 	Partial bool `json:"partial,omitempty"`
 	// Lost is how many lines are missing here, where that is known; Line says
-	// it in words.
+	// it in words. It is more than the numbers that are left out where lines are
+	// gone that told themselves of lost ones.
 	Lost uint64 `json:"lost,omitempty"`
 }
 
