@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -561,6 +562,8 @@ type fakeGuest struct {
 	cfg  wire.BootConfig
 	over chan struct{} // closed when the guest is on its way out
 
+	streams atomic.Int64 // of the log that are open
+
 	mu      sync.Mutex
 	status  wire.Status            // guarded by mu
 	logs    []wire.LogEntry        // guarded by mu
@@ -667,13 +670,23 @@ func (g *fakeGuest) run(args []string) {
 	})
 }
 
-// end powers off once the host had time to ask for the last status.
+// end powers off when the host has asked for the end, or had time to ask for the
+// last status.
 func (g *fakeGuest) end() {
 	select {
 	case <-g.over:
 	case <-time.After(time.Second):
+		g.m.PowerOff()
 	}
-	g.m.PowerOff()
+}
+
+// drained returns when the log streams have ended, or a guest waits no longer for
+// those who do not read.
+func (g *fakeGuest) drained() {
+	for deadline := time.Now().Add(2 * time.Second); g.streams.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(10 * time.Millisecond)
 }
 
 func (g *fakeGuest) set(change func(*wire.Status)) {
@@ -726,7 +739,10 @@ func (g *fakeGuest) shutdown(how wire.Shutdown) {
 		})
 	}
 	close(g.over)
-	time.AfterFunc(10*time.Millisecond, g.m.PowerOff)
+	go func() {
+		g.drained()
+		g.m.PowerOff()
+	}()
 }
 
 func (g *fakeGuest) handler() http.Handler {
@@ -767,6 +783,8 @@ func (g *fakeGuest) handler() http.Handler {
 		}
 	})
 	mux.HandleFunc("GET "+wire.PathLogs, func(w http.ResponseWriter, r *http.Request) {
+		g.streams.Add(1)
+		defer g.streams.Add(-1)
 		after, _ := strconv.ParseUint(r.FormValue("after"), 10, 64)
 		enc := json.NewEncoder(w)
 		for {
