@@ -146,13 +146,14 @@ func TestAgentUpgrade(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(w.root, "agent"), []byte("the next agent"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	d = w.start(options{timing: func(t *timing) { t.tick, t.grace = 10*time.Millisecond, 50*time.Millisecond }})
+	const grace = 2 * time.Second // longer than a start takes, on a host with other work too
+	d = w.start(options{timing: func(t *timing) { t.tick, t.grace = 10*time.Millisecond, grace }})
 	fresh := d.create("b", "serve")
 	d.must("b", api.WaitHealthy)
 	if _, content := w.agentOf(fresh.ID); !strings.Contains(content, "the next agent") {
 		t.Errorf("a new VM has %.40q, want the next agent", content)
 	}
-	time.Sleep(200 * time.Millisecond) // past the grace
+	time.Sleep(grace + 200*time.Millisecond)
 	if _, err := os.Stat(before.Path); err != nil {
 		t.Errorf("the disk of a VM that runs: %v", err)
 	}
