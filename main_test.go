@@ -27,7 +27,7 @@ const maxBinarySize = 22 << 20
 // that ends in /* stands for all packages directly below.
 func arrows() map[string][]string {
 	heavy := []string{"roles/cmdline", "client", "client/api", "client/api/stdio", "daemon", "daemon/*", "store", "store/*", "ipam", "hv", "hv/*",
-		"guest", "guest/wire", "build", "build/*", "initramfs"}
+		"guest", "guest/plan", "guest/wire", "build", "build/*", "initramfs"}
 	return map[string][]string{
 		"":                           {"roles"},
 		"roles":                      {"roles/*"},
@@ -40,7 +40,7 @@ func arrows() map[string][]string {
 		"client/api":                 {"client/api/stdio"},
 		"client/api/archive":         {},
 		"client/api/stdio":           {},
-		"daemon":                     {"client/api", "client/api/stdio", "guest/wire", "hv", "ipam", "initramfs", "store/row", "daemon/ext4", "daemon/cgroup", "guest/shim"}, // initramfs and guest/shim: the daemon packs the shim in front of an application
+		"daemon":                     {"client/api", "client/api/stdio", "guest/plan", "guest/wire", "hv", "ipam", "initramfs", "store/row", "daemon/ext4", "daemon/cgroup", "guest/shim"}, // initramfs and guest/shim: the daemon packs the shim in front of an application
 		"daemon/httpapi":             {"client/api", "client/api/stdio"},
 		"daemon/httpapi/httpapitest": {"client/api", "client/api/archive", "client/api/stdio", "daemon/httpapi"},
 		"daemon/ext4":                {},
@@ -57,10 +57,11 @@ func arrows() map[string][]string {
 		"hv/hvtest":                  {"hv", "hv/vmm", "guest/wire", "initramfs", "hv/hvtest/guest"},
 		"hv/hvtest/guest":            {"guest/wire"},
 		"hv/hvtest/guest/init":       {"guest/wire", "hv/hvtest/guest"},
-		"guest":                      {"guest/wire", "client/api/archive", "client/api/stdio"},
+		"guest":                      {"guest/plan", "guest/wire", "client/api/archive", "client/api/stdio"},
+		"guest/plan":                 {"guest/wire"},
 		"guest/wire":                 {},
 		"guest/shim":                 {},
-		"build":                      {"client/api", "initramfs", "build/dockerfile", "build/erofs", "build/layers", "build/oci", "build/superblock"},
+		"build":                      {"client/api", "guest/plan", "initramfs", "build/dockerfile", "build/erofs", "build/layers", "build/oci", "build/superblock"}, // guest/plan: the users that a guest knows without looking
 		"build/dockerfile":           {},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules
 		"build/oci":                  {"client/api"},

@@ -6,11 +6,13 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/volantvm/volant/guest/plan"
 )
 
 const (
-	cgroupRoot     = "/sys/fs/cgroup"
-	workloadCgroup = cgroupRoot + "/workload"
+	cgroupRoot     = plan.CgroupRoot
+	workloadCgroup = plan.WorkloadCgroup
 	sideCgroup     = workloadCgroup + "/side"
 )
 

@@ -13,7 +13,10 @@
 //  0. guard: refuse to act anywhere but in a Volant guest (see below).
 //  1. kernel: not a step of kestrel's, but the time before it. Where the agent
 //     is on a disk of its own, "shim" is what package guest/shim took to find
-//     and execute it, and "kestrel" what the program took to start.
+//     and execute it, and "kestrel" what the program took to start. Where the
+//     boot has a plan (package guest/plan), "plan" is what the shim did by it,
+//     "kestrel" begins after it, and steps 2, 5, 6 and 7 and the start in 11
+//     are not taken again: kestrel adopts the workload.
 //  2. mounts: proc, sys, dev, dev/pts, dev/shm, run, tmp, cgroup2. All but proc,
 //     sys and dev are survived when they fail.
 //  3. modules: load what wire.ModulesDir lists. Survived: a module that was

@@ -34,6 +34,7 @@ type fakeSys struct {
 	fail       map[string]error // by the call's text
 	panicOn    string           // a call's text
 	port       io.ReadWriteCloser
+	shim       string       // Config.Shim
 	vsock      net.Listener // nil for a machine without
 	pressed    func()
 	onMount    func(Mount)

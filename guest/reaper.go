@@ -43,6 +43,17 @@ func (r *reaper) start(p Process) (pid int, exited <-chan syscall.WaitStatus, er
 	return pid, ch, nil
 }
 
+// adopt makes a child known that was started before this program, which yields to
+// it. It may have ended.
+func (r *reaper) adopt(pid int) <-chan syscall.WaitStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ch := make(chan syscall.WaitStatus, 1)
+	r.waiters[pid] = ch
+	r.yields = true
+	return ch
+}
+
 // yield has this process step back behind all those that it starts, or no longer.
 func (r *reaper) yield(on bool) {
 	r.mu.Lock()

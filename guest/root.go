@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/volantvm/volant/guest/plan"
 	"github.com/volantvm/volant/guest/wire"
 )
 
@@ -202,35 +203,21 @@ func graft(sys Sys) error {
 
 // ownFile is a file that is the machine's, whatever the image has there.
 type ownFile struct {
-	path    string
-	content []byte
-	perm    fs.FileMode
-	f       *os.File // of the staged copy, to read and to write
-}
-
-// ownFiles lists the files that say who and where this machine is.
-func ownFiles(id wire.Identity) []ownFile {
-	files := []ownFile{
-		{path: "/etc/hostname", content: []byte(id.Hostname + "\n"), perm: 0o644},
-		{path: "/etc/hosts", content: hostsFile(id), perm: 0o644},
-		{path: "/etc/machine-id", content: []byte(id.MachineID + "\n"), perm: 0o444},
-	}
-	if id.Network != nil {
-		if b := resolvConf(*id.Network); b != nil {
-			files = append(files, ownFile{path: "/etc/resolv.conf", content: b, perm: 0o644})
-		}
-	}
-	return files
+	plan.File
+	f *os.File // of the staged copy, to read and to write
 }
 
 // stageOwn writes the machine's files where the new root does not lead, and
 // opens them.
 func stageOwn(sys Sys, id wire.Identity) ([]ownFile, error) {
-	files := ownFiles(id)
+	var files []ownFile
+	for _, file := range plan.OwnFiles(id) {
+		files = append(files, ownFile{File: file})
+	}
 	for i := range files {
 		o := &files[i]
-		staged := path.Join(ownDir, path.Base(o.path))
-		err := sys.WriteFile(staged, o.content, o.perm)
+		staged := path.Join(ownDir, path.Base(o.Path))
+		err := sys.WriteFile(staged, o.Content, o.Perm)
 		if err == nil {
 			o.f, err = sys.Open(staged, os.O_RDWR)
 		}
@@ -248,7 +235,7 @@ func (r *root) finish(cfg wire.BootConfig) error {
 	var survived []error
 	for _, o := range r.own {
 		if err := o.mount(r.sys); err != nil {
-			survived = append(survived, fmt.Errorf("%s: %w", o.path, err))
+			survived = append(survived, fmt.Errorf("%s: %w", o.Path, err))
 		}
 	}
 	if dir, err := resolve(r.sys, cfg.Workload.Workdir); err != nil {
@@ -272,14 +259,14 @@ func (r *root) finish(cfg wire.BootConfig) error {
 // missing: the image's own content stays as it is. The mount is on the file
 // that the path leads to, as in a container.
 func (o ownFile) mount(sys Sys) error {
-	at, err := resolveOwn(sys, o.path)
+	at, err := resolveOwn(sys, o.Path)
 	if err != nil {
 		return err
 	}
 	info, err := sys.Lstat(at)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := sys.WriteFile(at, nil, o.perm); err != nil {
+		if err := sys.WriteFile(at, nil, o.Perm); err != nil {
 			return err
 		}
 	case err != nil:
@@ -296,15 +283,15 @@ func (o ownFile) mount(sys Sys) error {
 // the root's.
 func (r *root) rename(id wire.Identity) error {
 	var errs []error
-	for _, o := range ownFiles(id) {
-		i := slices.IndexFunc(r.own, func(own ownFile) bool { return own.path == o.path })
+	for _, o := range plan.OwnFiles(id) {
+		i := slices.IndexFunc(r.own, func(own ownFile) bool { return own.Path == o.Path })
 		if i >= 0 {
-			errs = append(errs, r.own[i].rewrite(o.content))
+			errs = append(errs, r.own[i].rewrite(o.Content))
 			continue
 		}
-		at, err := resolveOwn(r.sys, o.path)
+		at, err := resolveOwn(r.sys, o.Path)
 		if err == nil {
-			err = r.sys.WriteFile(at, o.content, o.perm)
+			err = r.sys.WriteFile(at, o.Content, o.Perm)
 		}
 		errs = append(errs, err)
 	}
@@ -318,7 +305,7 @@ func (o ownFile) rewrite(content []byte) error {
 		err = o.f.Truncate(int64(len(content)))
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.path, err)
+		return fmt.Errorf("%s: %w", o.Path, err)
 	}
 	return nil
 }

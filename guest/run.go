@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/volantvm/volant/client/api/stdio"
@@ -74,9 +75,11 @@ type kestrel struct {
 	status   *status
 	reaper   *reaper
 	hub      *hub
-	workload atomic.Pointer[workload] // nil before it was prepared
-	boot     wire.BootConfig          // final before the agent starts; zero where it could not be read
-	proxy    *httputil.ReverseProxy   // to the workload; as boot, and nil where that has no BaseURL
+	planned  *planned                  // nil where the shim has not started the workload
+	exited   <-chan syscall.WaitStatus // of planned
+	workload atomic.Pointer[workload]  // nil before it was prepared
+	boot     wire.BootConfig           // final before the agent starts; zero where it could not be read
+	proxy    *httputil.ReverseProxy    // to the workload; as boot, and nil where that has no BaseURL
 	disks    *disks
 	root     *root     // nil where the initramfs is the root
 	who      *identity // as boot says, until a Wake says otherwise
@@ -105,11 +108,14 @@ func newKestrel(cfg Config) *kestrel {
 		answered: make(chan struct{}), begun: make(chan struct{}), quit: make(chan struct{}), failed: make(chan error, 1), stop: make(chan struct{}),
 	}
 	k.markBegun = sync.OnceFunc(func() { close(k.begun) })
-	k.timeline.begin(cfg.Shim)
+	k.planned = k.timeline.begin(cfg.Shim)
 	k.sink = &logSink{ring: k.ring}
 	k.log = newLogger(k.sink, slog.LevelInfo)
 	k.status = newStatus(k.timeline)
 	k.reaper = newReaper(cfg.Sys, k.log)
+	if k.planned != nil {
+		k.exited = k.reaper.adopt(k.planned.pid)
+	}
 	k.disks = newDisks(cfg.Sys)
 	k.who, k.conns = new(identity), new(conns)
 	k.waker = &waker{
@@ -195,6 +201,9 @@ func (k *kestrel) life(ctx context.Context) error {
 	w, err := k.bringUp(ctx)
 	if err != nil {
 		k.markBegun() // no workload to leave the processor to
+		if k.planned != nil {
+			k.reaper.yield(false)
+		}
 	}
 	closeAgent := k.serve()
 	defer closeAgent()
@@ -222,7 +231,10 @@ func (k *kestrel) life(ctx context.Context) error {
 
 // mount mounts everything, and opens the kernel's log.
 func (k *kestrel) mount() error {
-	err := mountAll(k.sys)
+	var err error
+	if k.planned == nil {
+		err = mountAll(k.sys)
+	}
 	if line, e := k.sys.ReadFile(procCmdline); e == nil {
 		level := slog.LevelInfo
 		if v := kernelParam(string(line), wire.ParamLog); v != "" && level.UnmarshalText([]byte(v)) == nil {
@@ -351,16 +363,26 @@ func (k *kestrel) hello() wire.Hello {
 func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 	s := &started{}
 	always := func() bool { return true }
+	unplanned := func() bool { return k.planned == nil }
 	rooted := func() bool { return k.boot.Root != nil }
+	last := func() string { // of the steps that a Wake repeats
+		switch {
+		case rooted():
+			return "root"
+		case unplanned():
+			return "network"
+		}
+		return "config"
+	}
 	steps := []struct {
 		name string
 		when func() bool
 		run  func() error
 	}{
 		{"config", always, func() error { return k.configure(ctx) }},
-		{"identity", always, func() error { return setIdentity(k.sys, k.boot) }},
-		{"entropy", always, func() error { return addEntropy(k.sys, k.boot.Seed) }},
-		{"network", always, func() error { return setNetwork(k.sys, k.boot.Network) }},
+		{"identity", unplanned, func() error { return setIdentity(k.sys, k.boot) }},
+		{"entropy", unplanned, func() error { return addEntropy(k.sys, k.boot.Seed) }},
+		{"network", unplanned, func() error { return setNetwork(k.sys, k.boot.Network) }},
 		{"root", rooted, func() error {
 			k.root = &root{sys: k.sys, disks: k.disks}
 			return k.root.enter(ctx, k.boot)
@@ -379,7 +401,7 @@ func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 		if err := k.step(step.name, step.run); err != nil {
 			return nil, err
 		}
-		if step.name == "root" || step.name == "network" && !rooted() {
+		if step.name == last() {
 			k.waker.enable() // before the agent serves
 		}
 	}
@@ -446,6 +468,7 @@ func (k *kestrel) startWorkload() (*workload, *running, error) {
 	w := &workload{
 		sys: k.sys, log: k.log, ring: k.ring, reaper: k.reaper, status: k.status, cgroup: group,
 		cfg: k.boot.Workload, hub: k.hub, hostname: k.who.hostname, own: k.boot.Root != nil,
+		begun: k.planned, exited: k.exited,
 		grace: func() time.Duration { return time.Duration(k.grace.Load()) },
 	}
 	if err := w.prepare(); err != nil {

@@ -76,7 +76,7 @@ func runGuestConfig(t *testing.T, cfg wire.BootConfig, edit func(*fakeSys)) *gue
 	g.cancel = cancel
 	go func() {
 		defer close(g.done)
-		g.done <- Run(ctx, Config{Sys: sys, Version: "t", Console: &g.console})
+		g.done <- Run(ctx, Config{Sys: sys, Version: "t", Console: &g.console, Shim: sys.shim})
 	}()
 
 	dialing, stop := context.WithTimeout(t.Context(), time.Minute)

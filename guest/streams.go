@@ -2,6 +2,7 @@ package guest
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 	"time"
@@ -56,6 +57,20 @@ func openStreams(sys Processes, tty, stdin bool, user syscall.Credential) (*stre
 		s.closeFar()
 		s.close()
 		return nil, err
+	}
+	return s, nil
+}
+
+// takeStreams are those of a process that the shim has started.
+func takeStreams(p *planned) (*streams, error) {
+	s := new(streams)
+	for fd, f := range map[int]**os.File{p.out: &s.out, p.err: &s.err} {
+		syscall.CloseOnExec(fd)
+		if err := syscall.SetNonblock(fd, true); err != nil {
+			s.close()
+			return nil, fmt.Errorf("output of the workload (file %d): %w", fd, err)
+		}
+		*f = os.NewFile(uintptr(fd), "|0")
 	}
 	return s, nil
 }

@@ -24,21 +24,45 @@ type timeline struct {
 }
 
 // begin records what was before this program: the kernel, then the shim, if that
-// says when it began and ended, then the start of this program.
-func (t *timeline) begin(shim string) {
-	began, ended, ok := strings.Cut(shim, ",")
-	from, err1 := strconv.ParseInt(began, 10, 64)
-	to, err2 := strconv.ParseInt(ended, 10, 64)
+// says when it began and ended, then the start of this program. It returns the
+// workload that the shim has started, nil for none.
+func (t *timeline) begin(shim string) *planned {
 	now := t.now()
-	if !ok || err1 != nil || err2 != nil || from < 0 || to < from || int64(now) < to {
-		t.steps = []wire.Step{{Name: "kernel", Took: now}}
-		return
+	t.steps = []wire.Step{{Name: "kernel", Took: now}}
+	var n []int64
+	for field := range strings.SplitSeq(shim, ",") {
+		v, err := strconv.ParseInt(field, 10, 64)
+		if err != nil || v < 0 {
+			return nil
+		}
+		n = append(n, v)
+	}
+	if len(n) != 2 && len(n) != 7 || n[1] < n[0] || int64(now) < n[1] {
+		return nil
+	}
+	step := func(name string, from, to int64) wire.Step {
+		return wire.Step{Name: name, Start: time.Duration(from), Took: time.Duration(to - from)}
+	}
+	began, ended := n[0], n[1]
+	if len(n) == 2 {
+		t.steps = []wire.Step{step("kernel", 0, began), step("shim", began, ended), step("kestrel", ended, int64(now))}
+		return nil
+	}
+	from, to := n[2], n[3]
+	if from < began || to < from || ended < to || n[4] < 2 {
+		return nil
 	}
 	t.steps = []wire.Step{
-		{Name: "kernel", Took: time.Duration(from)},
-		{Name: "shim", Start: time.Duration(from), Took: time.Duration(to - from)},
-		{Name: "kestrel", Start: time.Duration(to), Took: now - time.Duration(to)},
+		step("kernel", 0, began), step("shim", began, from), step("plan", from, to), step("kestrel", to, int64(now)),
 	}
+	return &planned{pid: int(n[4]), out: int(n[5]), err: int(n[6]), since: now - time.Duration(to)}
+}
+
+// planned is a workload that the shim has started (package plan).
+type planned struct {
+	pid      int
+	out, err int           // the near ends of its pipes
+	since    time.Duration // it runs
 }
 
 // add records a step that began at start and ends now.

@@ -284,7 +284,7 @@ func TestRenameInRoot(t *testing.T) {
 	for i, want := range []string{"fork\n", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n192.0.2.8\tfork\n", id.MachineID + "\n"} {
 		b, err := os.ReadFile(procFD(r.own[i].f))
 		if err != nil || string(b) != want {
-			t.Errorf("%s = %q, %v, want %q", r.own[i].path, b, err, want)
+			t.Errorf("%s = %q, %v, want %q", r.own[i].Path, b, err, want)
 		}
 	}
 	if got := sys.content(t, "/etc/resolv.conf"); got != "nameserver 192.0.2.1\n" {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/volantvm/volant/client/api/stdio"
+	"github.com/volantvm/volant/guest/plan"
 	"github.com/volantvm/volant/guest/wire"
 )
 
@@ -28,8 +28,6 @@ const (
 	// drainTimeout is how long the output of a process may be read after it
 	// ended; what it left behind in a pipe is there at once.
 	drainTimeout = 500 * time.Millisecond
-
-	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
 // workload starts the process that the VM exists for, and starts it again as
@@ -49,6 +47,10 @@ type workload struct {
 	// started is called in a goroutine for every start; its ctx ends with the
 	// process.
 	started func(ctx context.Context)
+	// begun is the first process where the shim has started it, whose status comes
+	// by exited; nil else, and once it was taken.
+	begun  *planned
+	exited <-chan syscall.WaitStatus
 	// hostname is what the guest is called now.
 	hostname func() string
 	// own has every process of it be process 1 of namespaces of its own, and
@@ -79,7 +81,7 @@ func (w *workload) resolve(cfg wire.WorkloadConfig) (Process, error) {
 		return Process{}, err
 	}
 	dir := path.Join("/", cfg.Workdir)
-	env := workloadEnv(cfg.Env, w.hostname(), acct.home, cfg.TTY)
+	env := plan.Env(cfg.Env, w.hostname(), acct.home, cfg.TTY)
 	program, err := lookupProgram(w.sys, cfg.Args[0], dir, envValue(env, "PATH"))
 	if err != nil {
 		return Process{}, err
@@ -90,7 +92,7 @@ func (w *workload) resolve(cfg wire.WorkloadConfig) (Process, error) {
 // env is the workload's environment, in a guest that may have another name by now
 // than when the workload was prepared.
 func (w *workload) env() []string {
-	return workloadEnv(w.cfg.Env, w.hostname(), envValue(w.process.Env, "HOME"), w.cfg.TTY)
+	return plan.Env(w.cfg.Env, w.hostname(), envValue(w.process.Env, "HOME"), w.cfg.TTY)
 }
 
 // running is a process of the workload.
@@ -106,13 +108,13 @@ type running struct {
 	side   *sync.WaitGroup // of started
 }
 
-// start starts the process, for the first time or again.
-func (w *workload) start(again bool) (*running, error) {
+// spawn starts the process of r.
+func (w *workload) spawn(r *running) error {
 	io, err := openStreams(w.sys, w.cfg.TTY, w.cfg.Stdin, w.process.User)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	r := &running{io: io, copies: new(sync.WaitGroup), side: new(sync.WaitGroup), ooms: w.cgroup.oomKills()}
+	r.io, r.ooms = io, w.cgroup.oomKills()
 	p := w.process
 	p.Env, p.Files, p.Cgroup, p.Own, p.Init = w.env(), io.fds(), w.cgroup.dir(), w.own, w.cfg.Init
 	w.hub.resize(io)
@@ -121,8 +123,33 @@ func (w *workload) start(again bool) (*running, error) {
 	io.closeFar()
 	if err != nil {
 		io.close()
-		return nil, explainStart(w.sys, p, err)
+		return explainStart(w.sys, p, err)
 	}
+	return nil
+}
+
+// take makes r of a process that the shim has started.
+func (w *workload) take(r *running, p *planned) (err error) {
+	r.pid, r.exited, r.since = p.pid, w.exited, time.Now().Add(-p.since)
+	r.io, err = takeStreams(p)
+	return err
+}
+
+// start starts the process, for the first time or again.
+func (w *workload) start(again bool) (*running, error) {
+	r := &running{copies: new(sync.WaitGroup), side: new(sync.WaitGroup)}
+	first := w.begun
+	w.begun = nil
+	var err error
+	if first != nil {
+		err = w.take(r, first)
+	} else {
+		err = w.spawn(r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	io := r.io
 	if w.own {
 		if r.spaces, err = w.sys.Namespaces(r.pid); err != nil {
 			w.log.Warn("commands run beside the workload's namespaces", keyErr, err)
@@ -278,27 +305,6 @@ func exitOf(ws syscall.WaitStatus, at time.Time, oom bool) wire.WorkloadExit {
 		exit.OOMKilled = oom && ws.Signal() == syscall.SIGKILL
 	}
 	return exit
-}
-
-// workloadEnv is the environment of the workload: what it was given, the last
-// value of each name, and what any program may expect.
-func workloadEnv(given []string, hostname, home string, tty bool) []string {
-	all := []string{"PATH=" + defaultPath, "HOSTNAME=" + hostname, "HOME=" + home}
-	if tty {
-		all = append(all, "TERM=xterm")
-	}
-	all = append(all, given...)
-	var env []string
-	seen := make(map[string]bool)
-	for _, kv := range slices.Backward(all) {
-		name, _, _ := strings.Cut(kv, "=")
-		if !seen[name] {
-			seen[name] = true
-			env = append(env, kv)
-		}
-	}
-	slices.Reverse(env)
-	return env
 }
 
 func envValue(env []string, name string) string {

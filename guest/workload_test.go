@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/volantvm/volant/guest/plan"
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/testdata/need"
 )
@@ -69,19 +70,19 @@ func TestParseSignal(t *testing.T) {
 }
 
 func TestWorkloadEnv(t *testing.T) {
-	got := workloadEnv([]string{"A=1", "HOME=/data", "B==", "A=2"}, "web", "/root", false)
-	want := []string{"PATH=" + defaultPath, "HOSTNAME=web", "HOME=/data", "B==", "A=2"}
+	got := plan.Env([]string{"A=1", "HOME=/data", "B==", "A=2"}, "web", "/root", false)
+	want := []string{"PATH=" + plan.DefaultPath, "HOSTNAME=web", "HOME=/data", "B==", "A=2"}
 	if !slices.Equal(got, want) {
-		t.Errorf("workloadEnv() = %q, want %q", got, want)
+		t.Errorf("plan.Env() = %q, want %q", got, want)
 	}
 }
 
 func TestTerminalEnv(t *testing.T) {
-	if got := workloadEnv(nil, "web", "/", true); !slices.Contains(got, "TERM=xterm") {
-		t.Errorf("workloadEnv() = %q, want TERM", got)
+	if got := plan.Env(nil, "web", "/", true); !slices.Contains(got, "TERM=xterm") {
+		t.Errorf("plan.Env() = %q, want TERM", got)
 	}
-	if got := workloadEnv([]string{"TERM=dumb"}, "web", "/", true); !slices.Contains(got, "TERM=dumb") || slices.Contains(got, "TERM=xterm") {
-		t.Errorf("workloadEnv() = %q, want TERM as given", got)
+	if got := plan.Env([]string{"TERM=dumb"}, "web", "/", true); !slices.Contains(got, "TERM=dumb") || slices.Contains(got, "TERM=xterm") {
+		t.Errorf("plan.Env() = %q, want TERM as given", got)
 	}
 }
 

@@ -2,7 +2,8 @@
 
 /*
  * The shim: the first process of a guest whose agent is on a disk of its own. It finds that disk, mounts it read-only, and becomes
- * kestrel, which is on it.
+ * kestrel, which is on it. Before that it follows the plan, where the guest has one: that starts the workload, which then need not
+ * wait for kestrel (package guest/plan). A plan that does not work out is left where it is, and kestrel does everything.
  *
  * Where the kernel has modules they are in the initramfs too, and are loaded first.
  *
@@ -28,7 +29,9 @@
 #include <sys/vfs.h>
 #include <time.h>
 
-#define PARAM "volant.agent="
+#define PARAM "volant.agent=" /* wire.ParamAgent */
+#define PLAN_PARAM "volant.plan=" /* wire.ParamPlan */
+#define CONFIG "volant-config" /* wire.ConfigSerial */
 #define STARTS "VOLANT_SHIM=" /* wire.EnvShim */
 #define MODULES "/lib/modules/volant/" /* wire.ModulesDir */
 #define WAIT_MS 30000 /* for a disk to appear whose driver is slow; most are there before process 1 */
@@ -208,10 +211,9 @@ static void load_modules(void)
 	sys(__NR_unlink, (long)MODULES "order", 0, 0, 0, 0);
 }
 
-/* Copies the last value of PARAM on the command line; returns whether there is one that fits. */
-static int parameter(const char *line, char *value)
+/* Copies the last value of a parameter of the command line, whose name ends with "="; returns whether there is one that fits. */
+static int parameter(const char *line, const char *key, char *value)
 {
-	static const char key[] = PARAM;
 	const char *p, *k;
 	char *v;
 	int found = 0;
@@ -348,20 +350,175 @@ static long attach(const char *device, int dax)
 	return root;
 }
 
+/* A plan, as package guest/plan lays it out. The operations follow, and then what they point to. */
+struct plan {
+	char magic[8];
+	unsigned int size, count;    /* of all in bytes, and of operations */
+	unsigned long sum;           /* FNV-1a of what follows this struct */
+	int pid, out, err;           /* results: the workload, and the files that its output is read from */
+	volatile int failed;         /* why the child could not be, as a negative errno */
+};
+
+struct op {
+	unsigned short nr;           /* of the system call, or one of below */
+	unsigned char kind[6];       /* of each argument */
+	int allow;                   /* an errno that is none */
+	unsigned int result;         /* where that goes, if not 0 */
+	unsigned long arg[5];
+};
+
+enum { VALUE, ADDRESS, NUMBER }; /* kinds: itself, where it is in the plan, the int there */
+enum { EQUAL = 0xff00, FLAGS, HOLDS, CLOCK, POINT, CHOOSE }; /* beside system calls */
+
+/* The memory for a plan: package guest/plan makes none that is larger. */
+static union {
+	struct plan head;
+	char bytes[64 << 10];
+} plan;
+
+static int same(const char *a, const char *b, unsigned long n)
+{
+	while (n && *a == *b)
+		a++, b++, n--;
+	return !n;
+}
+
+/*
+ * Follows operations; returns 0, or the error of the first that failed. One is clone3 with CLONE_VM and CLONE_VFORK: the child follows
+ * the next ones, their number being its third argument, on this very stack, and never returns from here, while the parent waits.
+ */
+static __attribute__((noinline)) long follow(struct op *op, struct op *end)
+{
+	long a[5], ret;
+	int i;
+
+	for (; op < end; op++) {
+		for (i = 0; i < 5; i++) {
+			a[i] = op->arg[i];
+			if (op->kind[i] != VALUE)
+				a[i] += (long)plan.bytes;
+			if (op->kind[i] == NUMBER)
+				a[i] = *(int *)a[i];
+		}
+		switch (op->nr) {
+		case EQUAL:
+			ret = same((char *)a[0], (char *)a[1], a[2]) ? 0 : -ENODEV;
+			break;
+		case FLAGS:
+			ret = (*(short *)a[0] & a[1]) == a[1] ? 0 : -ENOLINK;
+			break;
+		case HOLDS: {
+			char content[1024];
+
+			ret = slurp((char *)a[0], content, sizeof(content));
+			if (ret >= 0)
+				ret = ret == a[2] && same(content, (char *)a[1], ret) ? 1 : -EEXIST;
+			else if (ret == -ENOENT)
+				ret = 0;
+			break;
+		}
+		case CLOCK: {
+			unsigned long t = a[0] + now();
+			struct timespec ts = { t / 1000000000ul, t % 1000000000ul };
+
+			ret = sys(__NR_clock_settime, CLOCK_REALTIME, (long)&ts, 0, 0, 0);
+			break;
+		}
+		case POINT:
+			*(long *)a[0] = a[1];
+			ret = 0;
+			break;
+		case CHOOSE:
+			if (a[2])
+				*(long *)a[0] = a[1];
+			ret = 0;
+			break;
+		case __NR_clone3:
+			/* Not by sys(): its return address would be the child's to overwrite. */
+			__asm__ volatile("syscall" : "=a"(ret) : "a"(__NR_clone3), "D"(a[0]), "S"(a[1]) : "rcx", "r11", "memory");
+			if (ret == 0) {
+				plan.head.failed = follow(op + 1, op + 1 + a[2]);
+				for (;;)
+					sys(__NR_exit, 253, 0, 0, 0, 0);
+			}
+			if (ret > 0 && plan.head.failed) {
+				sys(__NR_wait4, ret, 0, 0, 0, 0);
+				ret = plan.head.failed;
+			}
+			if (ret < 0)
+				return ret;
+			*(int *)(plan.bytes + op->result) = ret;
+			op += a[2];
+			continue;
+		default:
+			ret = sys(op->nr, a[0], a[1], a[2], a[3], a[4]);
+		}
+		if (ret < 0 && ret != -op->allow && !plan.head.pid) /* the workload runs: it must not be started again */
+			return ret;
+		if (op->result)
+			*(int *)(plan.bytes + op->result) = ret;
+	}
+	return 0;
+}
+
+/* Reads a number of decimal digits, and moves p behind it. */
+static unsigned long number(const char **p)
+{
+	unsigned long n = 0;
+
+	while (**p >= '0' && **p <= '9')
+		n = 10 * n + *(*p)++ - '0';
+	return n;
+}
+
+/* Follows the plan that is at "OFFSET,SIZE" of the configuration disk; returns whether the workload runs. */
+static int follow_plan(const char *where)
+{
+	unsigned long offset, size, i, sum = 0xcbf29ce484222325ul;
+	char device[300], line[100], *p;
+	long fd, n;
+
+	offset = number(&where);
+	if (*where++ != ',')
+		return 0;
+	size = number(&where);
+	if (*where || size > sizeof(plan) || size < sizeof(plan.head) || !find(CONFIG, device))
+		return 0;
+	fd = sys(__NR_open, (long)device, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+	if (fd < 0)
+		return 0;
+	n = sys(__NR_pread64, fd, (long)&plan, size, offset, 0);
+	sys(__NR_close, fd, 0, 0, 0, 0);
+	for (i = sizeof(plan.head); i < size; i++)
+		sum = (sum ^ (unsigned char)plan.bytes[i]) * 0x100000001b3ul;
+	if (n != (long)size || !same(plan.head.magic, "volplan1", 8) || plan.head.size != size || plan.head.sum != sum ||
+	    plan.head.count > (size - sizeof(plan.head)) / sizeof(struct op))
+		n = -EBADMSG;
+	else
+		n = follow((struct op *)(&plan.head + 1), (struct op *)(&plan.head + 1) + plan.head.count);
+	if (n < 0) {
+		p = put(line, "<6>volant: shim: the plan was left to the agent: error ");
+		put(put_number(p, -n), "\n");
+		say(line);
+	}
+	return n >= 0;
+}
+
 __attribute__((used, noreturn)) void run(long *stack)
 {
-	char line[4096], disk[MAX_VALUE], device[300], starts[80], *p;
+	char line[4096], disk[MAX_VALUE], where[MAX_VALUE], device[300], starts[200], *p;
 	char *argv[] = { "kestrel", 0 }, *envp[32];
 	char **env = (char **)(stack + 1 + *stack + 1);
-	unsigned long began = now();
+	unsigned long began = now(), from, to;
 	struct statfs root;
 	long fd, err, n = 0;
+	int planned;
 
 	if (sys(__NR_getpid, 0, 0, 0, 0, 0) != 1 || sys(__NR_statfs, (long)"/", (long)&root, 0, 0, 0) < 0 ||
 	    (root.f_type != RAMFS_MAGIC && root.f_type != TMPFS_MAGIC))
 		refuse();
 	mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
-	if (slurp("/proc/cmdline", line, sizeof(line)) <= 0 || !parameter(line, disk)) {
+	if (slurp("/proc/cmdline", line, sizeof(line)) <= 0 || !parameter(line, PARAM, disk)) {
 		sys(__NR_umount2, (long)"/proc", 0, 0, 0, 0);
 		refuse();
 	}
@@ -369,6 +526,10 @@ __attribute__((used, noreturn)) void run(long *stack)
 	load_modules();
 	mount("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
 	await(disk, device);
+	overcommit();
+	from = now();
+	planned = parameter(line, PLAN_PARAM, where) && follow_plan(where);
+	to = now();
 	fd = -1;
 	if (disk[0] == '/')
 		fd = attach(device, 1);
@@ -379,11 +540,17 @@ __attribute__((used, noreturn)) void run(long *stack)
 	if (fd < 0)
 		fail("mount the agent's disk ", device, fd);
 
-	overcommit();
 	for (; *env && n < (long)(sizeof(envp) / sizeof(*envp)) - 2; env++)
 		envp[n++] = *env;
 	p = put_number(put(starts, STARTS), began);
-	put_number(put(p, ","), now());
+	p = put_number(put(p, ","), now());
+	if (planned) {
+		p = put_number(put(p, ","), from);
+		p = put_number(put(p, ","), to);
+		p = put_number(put(p, ","), plan.head.pid);
+		p = put_number(put(p, ","), plan.head.out);
+		put_number(put(p, ","), plan.head.err);
+	}
 	envp[n++] = starts;
 	envp[n] = 0;
 	err = sys(__NR_execveat, fd, (long)"kestrel", (long)argv, (long)envp, 0);

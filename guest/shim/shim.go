@@ -1,6 +1,7 @@
 // Package shim holds the first program of a guest whose agent is on a disk of
-// its own: a few kilobytes of C that find that disk, mount it and become kestrel
-// (shim.c says how). It is all that an initramfs must hold of Volant.
+// its own: a few kilobytes of C that follow the plan of the boot, where there is
+// one (package guest/plan), find that disk, mount it and become kestrel (shim.c
+// says how). It is all that an initramfs must hold of Volant.
 //
 // The program is built by go generate with the gcc of the machine, and is kept
 // in the repository, so that building Volant needs no C compiler. A test builds

@@ -29,6 +29,9 @@ const (
 	// guest's first process (guest/shim): volant.agent=SERIAL, or =/dev/NAME for a
 	// disk that has none. Without it the agent is in the initramfs.
 	ParamAgent = "volant.agent"
+	// ParamPlan is where on the disk ConfigSerial the plan of the boot is, for the
+	// shim (guest/plan): volant.plan=OFFSET,SIZE in bytes. Without it there is none.
+	ParamPlan = "volant.plan"
 	// ParamPrefix is what every Volant parameter begins with.
 	ParamPrefix = "volant."
 )
@@ -47,6 +50,9 @@ const (
 
 // EnvShim is the variable in which the shim tells kestrel when it began and when
 // it ended: two numbers of nanoseconds of CLOCK_BOOTTIME, a comma between them.
+// Where it has followed a plan (guest/plan) five more come after them: when that
+// began and ended, the pid of the workload, and the file descriptors that its
+// output and its errors are read from.
 const EnvShim = "VOLANT_SHIM"
 
 // AgentPort is the AF_VSOCK port, and SerialPort the virtio-serial port name,
