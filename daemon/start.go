@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/volantvm/volant/client/api"
+	"github.com/volantvm/volant/guest/plan"
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/store/row"
@@ -204,6 +205,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		}
 	}
 	var agent, config, root, volumes []hv.Disk // in this order
+	var planned []string                       // the kernel parameter for it
 
 	if err := timed("directory", func() error { return makeDirs(dir, d.dataDir(vm.ID)) }); err != nil {
 		return nil, err
@@ -243,10 +245,11 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 		if agentKind == api.AgentNone {
 			return nil
 		}
-		return timed("config", func() error {
+		return timed("config", func() (err error) {
 			path := filepath.Join(dir, bootDisk)
 			config = []hv.Disk{{Serial: wire.ConfigSerial, Path: path, ReadOnly: true}}
-			return d.writeBootDisk(path, vm, &m)
+			planned, err = d.writeBootDisk(path, vm, &m, parts.shim)
+			return err
 		})
 	})
 	if m.Rootfs != nil {
@@ -277,6 +280,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	}
 
 	spec.Disks = slices.Concat(agent, config, root, volumes)
+	spec.Cmdline = slices.Insert(spec.Cmdline, 1, planned...) // behind the VM's id
 	if err := timed("user", func() error { return d.employ(ctx, &spec, caps) }); err != nil {
 		return nil, err
 	}
@@ -320,18 +324,30 @@ func makeDirs(dir, data string) error {
 	return removeTemps(data)
 }
 
-func (d *Daemon) writeBootDisk(path string, vm *row.VM, m *api.Manifest) error {
+// writeBootDisk writes the disk of the boot configuration. Behind that comes its
+// plan, for a guest whose shim can follow one, and the kernel parameter that says
+// where, if there is one.
+func (d *Daemon) writeBootDisk(path string, vm *row.VM, m *api.Manifest, shim bool) (params []string, err error) {
 	cfg, err := d.bootConfig(vm, m)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	image, err := wire.EncodeBoot(cfg)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if shim {
+		if p := plan.Compile(cfg); p != nil {
+			params = []string{fmt.Sprintf("%s=%d,%d", wire.ParamPlan, len(image), len(p))}
+			image = append(append(image, p...), make([]byte, -len(p)&(diskBlock-1))...)
+		}
 	}
 	// Not synced: it dies with the incarnation, and that with the host.
-	return os.WriteFile(path, image, 0o600)
+	return params, os.WriteFile(path, image, 0o600)
 }
+
+// diskBlock is what the length of a disk is a multiple of, in bytes.
+const diskBlock = 4096
 
 // connect makes the VM's tap and opens its port.
 func (w *worker) connect(ctx context.Context, vm *row.VM, timed func(string, func() error) error) (hv.NIC, error) {

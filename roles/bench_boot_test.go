@@ -49,7 +49,6 @@ func benchReady(t *testing.T) []budget.Line {
 	left := available(t, h.vm("bench").IPAddress)
 	h.volar("vms", "delete", "bench", "--force")
 	ready := c.line("appliance-ready", 1.25, "vms create to the workload's answer ÷ the same program as /init")
-	ready.Open = translated
 	return []budget.Line{ready, {
 		Name: "guest-memory", Value: (free - left) / 1024, Limit: 12, Unit: "M",
 		How: fmt.Sprintf("MiB less available to an idle guest of 128 than without Volant: %.1f instead of %.1f", left/1024, free/1024),
@@ -71,11 +70,17 @@ func (c *compared) add(ours, base cost) {
 }
 
 // line is the ratio of the times, which says in words how much processor time the
-// VMMs took: on a busy machine that changes less.
+// VMMs took: on a busy machine that changes less, so what is over the limit by the
+// clock alone is no breach.
 func (c *compared) line(name string, limit float64, how string) budget.Line {
 	ours, base := budget.Median(c.oursCPU), budget.Median(c.baseCPU)
-	return budget.Ratio(name, limit, c.ours, c.base, fmt.Sprintf("%s; processor time of the VMM %.2f: %.0f ÷ %.0f ms",
-		how, float64(ours)/float64(base), budget.Millis(ours), budget.Millis(base)))
+	cpu := float64(ours) / float64(base)
+	l := budget.Ratio(name, limit, c.ours, c.base, fmt.Sprintf("%s; processor time of the VMM %.2f: %.0f ÷ %.0f ms",
+		how, cpu, budget.Millis(ours), budget.Millis(base)))
+	if cpu <= limit {
+		l.Open = "the machine has less other work: by the processor time it is met"
+	}
+	return l
 }
 
 // cpuTime is the processor time that a process has used, in all its threads.
@@ -99,10 +104,6 @@ func cpuTime(t *testing.T, pid int) (sum time.Duration) {
 	}
 	return sum
 }
-
-// translated is what a boot under emulation spends its time on: each piece of
-// code that is executed for the first time. kestrel's start is a third of that.
-const translated = "fewer lines of Go come before the workload, or a processor runs them"
 
 // benchTen starts ten appliances at once, and ten bare guests.
 func benchTen(t *testing.T) []budget.Line {
@@ -162,7 +163,6 @@ func benchTen(t *testing.T) []budget.Line {
 		}
 	}
 	ten := all.line("ten-appliances", 1.4, "ten at once, vms create to the last answer ÷ ten bare guests at once")
-	ten.Open = translated
 	return []budget.Line{ten}
 }
 
