@@ -280,7 +280,7 @@ func (w *worker) launch(ctx context.Context, vm *row.VM, tl *timeline) (*machine
 	}
 
 	spec.Disks = slices.Concat(agent, config, root, volumes)
-	spec.Cmdline = slices.Insert(spec.Cmdline, 1, planned...) // behind the VM's id
+	spec.Cmdline = slices.Insert(spec.Cmdline, 1+len(agent), planned...) // behind the VM's id and the agent
 	if err := timed("user", func() error { return d.employ(ctx, &spec, caps) }); err != nil {
 		return nil, err
 	}

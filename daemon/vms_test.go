@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -51,13 +53,25 @@ func TestLifecycle(t *testing.T) {
 	if spec.VCPUs != 2 || spec.MemoryMiB != 256 || len(spec.NICs) != 1 || spec.NICs[0].MAC.String() != vm.MACAddress || spec.CID != 0 {
 		t.Errorf("spec: %+v", spec)
 	}
-	if got := strings.Join(spec.Cmdline, " "); got != "volant.vm="+vm.ID+" volant.agent="+wire.AgentSerial+" quiet loglevel=3" {
-		t.Errorf("command line = %q", got)
-	}
-	if config := spec.Disks[1]; config.Serial != wire.ConfigSerial || !config.ReadOnly {
+	config := spec.Disks[1]
+	if config.Serial != wire.ConfigSerial || !config.ReadOnly {
 		t.Errorf("boot disk: %+v", config)
 	} else if fi, err := os.Stat(config.Path); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("boot disk: %v, %v", fi.Mode(), err)
+	}
+	image, err := os.ReadFile(config.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The plan of the boot comes behind the configuration.
+	offset := bytes.Index(image, []byte("volplan1"))
+	if offset < 0 || len(image)%diskBlock != 0 {
+		t.Fatalf("the boot disk has %d bytes, and a plan at %d", len(image), offset)
+	}
+	size := binary.LittleEndian.Uint32(image[offset+8:])
+	want := fmt.Sprintf("volant.vm=%s volant.agent=%s volant.plan=%d,%d quiet loglevel=3", vm.ID, wire.AgentSerial, offset, size)
+	if got := strings.Join(spec.Cmdline, " "); got != want {
+		t.Errorf("command line = %q, want %q", got, want)
 	}
 	cfg := w.guest(vm.ID).cfg
 	if cfg.VM != vm.ID || cfg.Name != "web" || cfg.Hostname != "web" || cfg.Incarnation != 1 || cfg.MachineID != ipam.MachineID(vm.ID) ||
