@@ -241,6 +241,7 @@ type Daemon struct {
 	caps capabilities
 
 	ready    chan struct{} // closed when Run has looked at everything once
+	network  chan struct{} // closed when the rules of the VMs that Run found are in force
 	prepared chan struct{} // closed when Run has made ready what every boot needs
 	stopping chan struct{} // closed when Run's context has ended
 
@@ -312,6 +313,7 @@ func New(cfg Config) (*Daemon, error) {
 		volumes:   make(chan struct{}, 1),
 		admission: make(chan struct{}, 1),
 		ready:     make(chan struct{}),
+		network:   make(chan struct{}),
 		prepared:  make(chan struct{}),
 		stopping:  make(chan struct{}),
 		workers:   make(map[string]*worker),

@@ -16,41 +16,12 @@ import (
 // begin is the first thing that Run does: network, and a worker for everything
 // that is not settled or left over.
 func (d *Daemon) begin(ctx context.Context) error {
-	active, err := d.store.ActiveVMs(ctx)
-	if err != nil {
-		return fmt.Errorf("daemon: %w", err)
-	}
 	if d.cfg.Network != nil {
-		if err := d.cfg.Network.Ensure(ctx); err != nil {
-			return fmt.Errorf("daemon: network: %w", err)
-		}
-		// Rules for the VMs that run, before anything else: what has a tap and
-		// no row is cut off at once.
-		taps, err := d.cfg.Network.Taps(ctx)
-		if err != nil {
-			return fmt.Errorf("daemon: network: %w", err)
-		}
-		open := make(map[string]Port, len(active))
-		for i := range active {
-			tap, ok := taps[active[i].ID]
-			if !ok || active[i].Ended() {
-				continue
-			}
-			port, err := portOf(&active[i])
-			if err != nil {
-				return fmt.Errorf("daemon: VM %s: %w", active[i].ID, err)
-			}
-			port.Tap = tap
-			open[active[i].ID] = port
-		}
-		taken, err := d.ports.reset(ctx, open)
-		if err != nil {
-			return fmt.Errorf("daemon: network: %w", err)
-		}
-		for vm, err := range taken {
-			d.log.Warn("a published port is not kept from other programs", keyVM, vm, keyErr, err)
+		if err := d.openNetwork(ctx); err != nil {
+			return err
 		}
 	}
+	close(d.network)
 	if d.cfg.Cgroups != nil && d.cfg.Cgroups.Problem() != "" {
 		d.log.Warn("VMs are not limited as they should be", keyReason, d.cfg.Cgroups.Problem())
 	}
@@ -79,6 +50,44 @@ func (d *Daemon) begin(ctx context.Context) error {
 		return fmt.Errorf("daemon: %w", err)
 	}
 	d.log.Info("reconciled", keyCount, n)
+	return nil
+}
+
+// openNetwork makes the network, with rules for the VMs that run before anything
+// else: what has a tap and no row is cut off at once. It replaces the whole set
+// of ports, so no worker may have changed that yet.
+func (d *Daemon) openNetwork(ctx context.Context) error {
+	active, err := d.store.ActiveVMs(ctx)
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	if err := d.cfg.Network.Ensure(ctx); err != nil {
+		return fmt.Errorf("daemon: network: %w", err)
+	}
+	taps, err := d.cfg.Network.Taps(ctx)
+	if err != nil {
+		return fmt.Errorf("daemon: network: %w", err)
+	}
+	open := make(map[string]Port, len(active))
+	for i := range active {
+		tap, ok := taps[active[i].ID]
+		if !ok || active[i].Ended() {
+			continue
+		}
+		port, err := portOf(&active[i])
+		if err != nil {
+			return fmt.Errorf("daemon: VM %s: %w", active[i].ID, err)
+		}
+		port.Tap = tap
+		open[active[i].ID] = port
+	}
+	taken, err := d.ports.reset(ctx, open)
+	if err != nil {
+		return fmt.Errorf("daemon: network: %w", err)
+	}
+	for vm, err := range taken {
+		d.log.Warn("a published port is not kept from other programs", keyVM, vm, keyErr, err)
+	}
 	return nil
 }
 

@@ -51,6 +51,44 @@ func TestVMsOutliveTheDaemon(t *testing.T) {
 	w.checkWorld(d.settle())
 }
 
+// heldNetwork answers Taps for the first time when it is released: a daemon that
+// begins has read by then which VMs there are.
+type heldNetwork struct {
+	Network
+	held, release chan struct{}
+	once          sync.Once
+}
+
+func (n *heldNetwork) Taps(ctx context.Context) (map[string]string, error) {
+	n.once.Do(func() {
+		close(n.held)
+		<-n.release
+	})
+	return n.Network.Taps(ctx)
+}
+
+// A VM that is created while the daemon makes the network, for the API is open by
+// then, keeps its rules.
+func TestCreatedBeforeTheNetwork(t *testing.T) {
+	w := newWorld(t)
+	d := w.start(options{})
+	d.equip()
+	d.create("before", "serve")
+	d.must("before", api.WaitHealthy)
+	d.stop()
+	n := heldNetwork{held: make(chan struct{}), release: make(chan struct{})}
+	d = w.start(options{config: func(c *Config) { n.Network, c.Network = c.Network, &n }})
+	<-n.held
+	d.create("early", "serve")
+	time.Sleep(50 * time.Millisecond) // a worker would have added its tap long since
+	if taps, _ := w.net.state(); len(taps) != 1 {
+		t.Errorf("taps %v before the network was open, want only that of the first VM", taps)
+	}
+	close(n.release)
+	d.must("early", api.WaitHealthy)
+	w.checkWorld(d.settle())
+}
+
 // What happened while no daemon ran is found out by the next.
 func TestEndsUnwatched(t *testing.T) {
 	for _, tc := range []struct {

@@ -84,6 +84,12 @@ func (d *Daemon) worker(id string) *worker {
 // machine.
 func (w *worker) run(ctx context.Context) {
 	defer w.release()
+	// The API may wake a worker before Run has opened the network. A step with an
+	// ended ctx is the last one.
+	select {
+	case <-w.d.network:
+	case <-ctx.Done():
+	}
 	pause := w.d.t.retryMin
 	for {
 		err := w.step(ctx)
