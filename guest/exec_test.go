@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -555,5 +556,35 @@ func TestExecSoak(t *testing.T) {
 	t.Logf("%d commands by %d clients in %v", total, clients, time.Since(start))
 	if len(failed) > 0 {
 		t.Errorf("%d of %d failed, such as %v", len(failed), total, failed[0])
+	}
+}
+
+// TestTerminalsLastWords wants what is written to a terminal just before its end.
+func TestTerminalsLastWords(t *testing.T) {
+	lost := 0
+	for i := range 2000 {
+		near, far, err := processes{}.Terminal(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_, _ = far.WriteString("now ") // has the other side read
+			for range 50 * (i % 100) {
+				runtime.KeepAlive(i)
+			}
+			_, _ = far.WriteString("the end")
+			far.Close()
+		}()
+		var got []byte
+		if err := copyOutput(near, func(b []byte) error { got = append(got, b...); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != "now the end" {
+			lost++
+		}
+		near.Close()
+	}
+	if lost > 0 {
+		t.Errorf("of 2,000 terminals %d lost what was written last", lost)
 	}
 }

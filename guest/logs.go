@@ -127,7 +127,7 @@ func capture(f *os.File, stream wire.LogStream, ring *logRing, tty bool, raw fun
 			set = f.SetReadDeadline(time.Now().Add(partialAfter)) == nil
 		}
 		sameLine = true
-		n, err := f.Read(buf[held:])
+		n, err := readOutput(f, buf[held:])
 		if n > 0 {
 			raw(buf[held : held+n])
 		}

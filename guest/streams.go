@@ -140,13 +140,24 @@ func (s *streams) drain() {
 	}
 }
 
+// readOutput reads what a process wrote. The end of a terminal is EIO. The kernel
+// says that too when its far end was closed just between the looks for input and
+// for that (n_tty_read): then the next read has what was written last.
+func readOutput(f *os.File, b []byte) (int, error) {
+	n, err := f.Read(b)
+	if errors.Is(err, syscall.EIO) {
+		n, err = f.Read(b)
+	}
+	return n, err
+}
+
 // copyOutput gives what a process writes to f to send, until the end of file,
 // an error of send, or f is closed, or as drain says. send must not keep what
 // it is given.
 func copyOutput(f *os.File, send func([]byte) error) error {
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := f.Read(buf)
+		n, err := readOutput(f, buf)
 		if n > 0 {
 			if serr := send(buf[:n]); serr != nil {
 				return serr
@@ -156,7 +167,7 @@ func copyOutput(f *os.File, send func([]byte) error) error {
 			return copyRest(f, buf, send)
 		}
 		if err != nil {
-			return nil // the end; on a terminal that is EIO
+			return nil // the end
 		}
 	}
 }
@@ -165,7 +176,7 @@ func copyOutput(f *os.File, send func([]byte) error) error {
 func copyRest(f *os.File, buf []byte, send func([]byte) error) error {
 	_ = f.SetReadDeadline(time.Time{}) // the reads below do not wait
 	for rest := unread(f); rest > 0; {
-		n, err := f.Read(buf[:min(rest, len(buf))])
+		n, err := readOutput(f, buf[:min(rest, len(buf))])
 		if n > 0 {
 			if serr := send(buf[:n]); serr != nil {
 				return serr
