@@ -61,7 +61,7 @@ func arrows() map[string][]string {
 		"guest/plan":                 {"guest/wire"},
 		"guest/wire":                 {},
 		"guest/shim":                 {},
-		"build":                      {"client/api", "guest/plan", "initramfs", "build/dockerfile", "build/erofs", "build/layers", "build/oci", "build/superblock"}, // guest/plan: the users that a guest knows without looking
+		"build":                      {"client/api", "initramfs", "build/dockerfile", "build/erofs", "build/layers", "build/oci", "build/superblock"},
 		"build/dockerfile":           {},
 		"build/kernel":               {"guest/wire"}, // where the guest looks for modules
 		"build/oci":                  {"client/api"},

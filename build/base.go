@@ -3,7 +3,6 @@ package build
 import (
 	"io/fs"
 
-	"github.com/volantvm/volant/guest/plan"
 	"github.com/volantvm/volant/initramfs"
 )
 
@@ -36,8 +35,8 @@ func addBase(t *tree) error {
 		}
 	}
 	for _, f := range [...]struct{ name, data string }{
-		{"etc/passwd", plan.BasePasswd}, // which a guest need not look anything up in
-		{"etc/group", plan.BaseGroup},
+		{"etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"},
+		{"etc/group", "root:x:0:\nnogroup:x:65534:\n"},
 		{"etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"},
 	} {
 		if !t.fits(f.name) {

@@ -64,7 +64,7 @@ func TestLifecycle(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The plan of the boot comes behind the configuration.
-	offset := bytes.Index(image, []byte("volplan1"))
+	offset := bytes.Index(image, []byte("volplan2"))
 	if offset < 0 || len(image)%diskBlock != 0 {
 		t.Fatalf("the boot disk has %d bytes, and a plan at %d", len(image), offset)
 	}

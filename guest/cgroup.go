@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -80,8 +81,7 @@ func enableControllers(files Files, dir string) error {
 	}
 	var on []string
 	for name := range strings.FieldsSeq(string(b)) {
-		switch name {
-		case "cpu", "cpuset", "io", "memory", "pids", "hugetlb":
+		if slices.Contains(plan.Controllers(), name) {
 			on = append(on, "+"+name)
 		}
 	}

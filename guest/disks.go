@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/guest/plan"
 )
 
 // diskTimeout is how long a disk may take to appear. With drivers built in it
@@ -141,8 +143,7 @@ func mountDisk(sys Sys, device, target string, readOnly bool) (string, error) {
 	case kind != fsExt4 || readOnly:
 		m.Flags = unix.MS_RDONLY
 	default:
-		// Rather than go on with a structure that is known to be broken.
-		m.Data = "errors=remount-ro"
+		m.Data = plan.Ext4Options
 	}
 	err = sys.Mount(m)
 	if kind == fsExt4 && readOnly && errors.Is(err, unix.EROFS) {

@@ -16,7 +16,8 @@
 //     and execute it, and "kestrel" what the program took to start. Where the
 //     boot has a plan (package guest/plan), "plan" is what the shim did by it,
 //     "kestrel" begins after it, and steps 2, 5, 6 and 7 and the start in 11
-//     are not taken again: kestrel adopts the workload.
+//     are not taken again: kestrel adopts the workload. Of 8 it takes what is
+//     about itself: the workload has changed to the root before it.
 //  2. mounts: proc, sys, dev, dev/pts, dev/shm, run, tmp, cgroup2. All but proc,
 //     sys and dev are survived when they fail.
 //  3. modules: load what wire.ModulesDir lists. Survived: a module that was

@@ -10,11 +10,15 @@ import (
 )
 
 // mountAll mounts what every guest has; /proc comes from Guard. It stops at an essential entry that fails and
-// reports the others together, as errSurvived.
+// reports the others together, as errSurvived. What a plan has mounted that could not be followed to its end, and
+// what is below that, goes first.
 func mountAll(sys Sys) error {
 	var survived []error
 	for _, m := range plan.Mounts() {
 		err := sys.MkdirAll(m.Target, 0o755)
+		if !m.Shim {
+			_ = sys.Detach(m.Target)
+		}
 		if err == nil {
 			err = sys.Mount(Mount{m.Source, m.Target, m.Type, m.Flags, m.Data})
 			if errors.Is(err, unix.EBUSY) {

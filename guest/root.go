@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -15,14 +14,10 @@ import (
 	"github.com/volantvm/volant/guest/wire"
 )
 
-// Where the parts of the root are put together. All of it is on the tmpfs of
-// the initramfs, which nobody sees any more once the root was changed.
 const (
-	stageDir = "/run/kestrel"
-	lowerDir = stageDir + "/lower" // the read-only disk
-	upperDir = stageDir + "/upper" // the file system of the changes
-	rootDir  = stageDir + "/root"  // the overlay of the two
-	ownDir   = stageDir + "/own"   // files that are the machine's
+	lowerDir = plan.LowerDir
+	upperDir = plan.UpperDir
+	rootDir  = plan.RootDir
 )
 
 // root is the root file system of a guest whose root is not its initramfs.
@@ -31,7 +26,7 @@ type root struct {
 	disks *disks
 	leave func(at string) error // set once the root was changed
 	upper *os.File              // upperDir
-	own   []ownFile             // open in ownDir
+	own   []ownFile             // of which the staged copies are open
 }
 
 // close lets go of what would keep the file systems busy.
@@ -46,20 +41,24 @@ func (r *root) close() {
 }
 
 // enter mounts the root, makes it look as a container's does, and changes to
-// it. An error that is errSurvived came after nothing that matters failed.
-func (r *root) enter(ctx context.Context, cfg wire.BootConfig) error {
-	if err := r.mount(ctx, *cfg.Root); err != nil {
-		return err
-	}
-	survived := mountQueues(r.sys)
-	if err := graft(r.sys); err != nil {
-		return err
+// it. An error that is errSurvived came after nothing that matters failed. Where
+// a plan was followed, the root is mounted, and the workload has changed to it.
+func (r *root) enter(ctx context.Context, cfg wire.BootConfig, planned bool) error {
+	var survived error
+	if !planned {
+		if err := r.mount(ctx, *cfg.Root); err != nil {
+			return err
+		}
+		survived = mountQueues(r.sys)
+		if err := graft(r.sys); err != nil {
+			return err
+		}
 	}
 	var err error
 	if r.upper, err = r.sys.Open(upperDir, os.O_RDONLY|unix.O_DIRECTORY); err != nil {
 		return err
 	}
-	if r.own, err = stageOwn(r.sys, cfg.Identity()); err != nil {
+	if r.own, err = openOwn(r.sys, cfg.Identity(), planned); err != nil {
 		return err
 	}
 	if r.leave, err = r.sys.SwitchRoot(rootDir); err != nil {
@@ -93,10 +92,10 @@ func (r *root) mount(ctx context.Context, cfg wire.RootConfig) error {
 			return fmt.Errorf("disk of the root's changes: %w", err)
 		}
 	case wire.UpperMemory:
-		err = r.sys.Mount(Mount{"tmpfs", upperDir, "tmpfs", 0, tmpfsOptions(0o755, cfg.SizeMiB)})
+		err = r.sys.Mount(Mount{"tmpfs", upperDir, "tmpfs", 0, plan.TmpfsOptions(0o755, cfg.SizeMiB)})
 	default:
 		// Nothing but directories to mount on, which a tmpfs does not count.
-		err = r.sys.Mount(Mount{"tmpfs", upperDir, "tmpfs", 0, tmpfsOptions(0o755, 1)})
+		err = r.sys.Mount(Mount{"tmpfs", upperDir, "tmpfs", 0, plan.TmpfsOptions(0o755, 1)})
 	}
 	if err != nil {
 		return err
@@ -104,25 +103,7 @@ func (r *root) mount(ctx context.Context, cfg wire.RootConfig) error {
 	if err := makeUpper(r.sys); err != nil {
 		return fmt.Errorf("disk of the root's changes: %w", err)
 	}
-	return r.sys.Mount(Mount{"overlay", rootDir, "overlay", 0, overlayOptions()})
-}
-
-// overlayOptions says everything that the kernel's configuration would decide
-// otherwise: an upper layer made under one kernel must be read under another.
-// Directories of the image can be renamed (redirect_dir), inode numbers are
-// those of one file system (xino), and a file whose owner changes is copied
-// whole, so that the upper layer is complete without further features.
-func overlayOptions() string {
-	return "lowerdir=" + lowerDir + ",upperdir=" + upperDir + "/upper,workdir=" + upperDir + "/work" +
-		",redirect_dir=on,metacopy=off,index=off,xino=auto"
-}
-
-func tmpfsOptions(mode uint32, sizeMiB int) string {
-	s := fmt.Sprintf("mode=%04o", mode)
-	if sizeMiB > 0 {
-		s += fmt.Sprintf(",size=%dm", sizeMiB)
-	}
-	return s
+	return r.sys.Mount(Mount{"overlay", rootDir, "overlay", 0, plan.OverlayOptions()})
 }
 
 func (r *root) mountUpper(ctx context.Context) error {
@@ -169,18 +150,22 @@ func makeUpper(sys Sys) error {
 
 // mountQueues mounts what a container has in /dev beyond what every guest has.
 func mountQueues(sys Sys) error {
-	const dir = "/dev/mqueue"
-	if err := sys.MkdirAll(dir, 0o755); err != nil {
+	m := plan.Queues()
+	if err := sys.MkdirAll(m.Target, 0o755); err != nil {
 		return err
 	}
-	return sys.Mount(Mount{"mqueue", dir, "mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""})
+	err := sys.Mount(Mount{m.Source, m.Target, m.Type, m.Flags, m.Data})
+	if errors.Is(err, unix.EBUSY) { // by a plan
+		return nil
+	}
+	return err
 }
 
 // graft shows what is mounted in the initramfs in the new root too. The
 // image's own /run and /tmp stay, as in a container. Nothing is moved away, so
 // that a boot that fails later can still be told of.
 func graft(sys Sys) error {
-	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+	for _, dir := range plan.Grafted() {
 		at := rootDir + dir
 		info, err := sys.Lstat(at)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -207,19 +192,20 @@ type ownFile struct {
 	f *os.File // of the staged copy, to read and to write
 }
 
-// stageOwn writes the machine's files where the new root does not lead, and
-// opens them.
-func stageOwn(sys Sys, id wire.Identity) ([]ownFile, error) {
+// openOwn writes the machine's files where the new root does not lead, if a plan
+// has not, and opens them.
+func openOwn(sys Sys, id wire.Identity, planned bool) ([]ownFile, error) {
 	var files []ownFile
 	for _, file := range plan.OwnFiles(id) {
 		files = append(files, ownFile{File: file})
 	}
 	for i := range files {
-		o := &files[i]
-		staged := path.Join(ownDir, path.Base(o.Path))
-		err := sys.WriteFile(staged, o.Content, o.Perm)
+		o, err := &files[i], error(nil)
+		if !planned { // else somebody may be reading
+			err = sys.WriteFile(o.Staged(), o.Content, o.Perm)
+		}
 		if err == nil {
-			o.f, err = sys.Open(staged, os.O_RDWR)
+			o.f, err = sys.Open(o.Staged(), os.O_RDWR)
 		}
 		if err != nil {
 			return files[:i], err
@@ -335,14 +321,9 @@ func (r *root) seal() error {
 	return r.sys.Mount(Mount{"", procFD(r.upper), "", unix.MS_REMOUNT | unix.MS_RDONLY, ""})
 }
 
-// setSysctls gives an image what it is used to from container engines: ports
-// below 1024 and ping are for everybody.
 func setSysctls(sys Sys) error {
 	var errs []error
-	for _, s := range [][2]string{
-		{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
-		{"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
-	} {
+	for _, s := range plan.Sysctls() {
 		if err := writeControl(sys, s[0], s[1]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/volantvm/volant/guest/plan"
 	"github.com/volantvm/volant/guest/wire"
 	"github.com/volantvm/volant/testdata/need"
 )
@@ -113,11 +114,38 @@ func TestRootRefuses(t *testing.T) {
 			tt.edit(t, sys)
 			r := &root{sys: sys, disks: newDisks(sys)}
 			defer r.close()
-			err := r.enter(t.Context(), rootConfig(wire.UpperDisk))
+			err := r.enter(t.Context(), rootConfig(wire.UpperDisk), false)
 			if err == nil || errors.Is(err, errSurvived) || !strings.Contains(err.Error(), tt.want) || r.leave != nil {
 				t.Errorf("enter() = %v, left behind a way back %v, want %q", err, r.leave != nil, tt.want)
 			}
 		})
+	}
+}
+
+// TestRootOfPlan goes on where a plan has mounted the root.
+func TestRootOfPlan(t *testing.T) {
+	sys := newFakeSys(t)
+	sys.withRoot(t)
+	cfg := rootConfig(wire.UpperDisk)
+	for _, f := range plan.OwnFiles(cfg.Identity()) {
+		sys.put(t, f.Staged(), "as the plan has it", f.Perm)
+	}
+	if err := sys.MkdirAll(upperDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := &root{sys: sys, disks: newDisks(sys)}
+	defer r.close()
+	if err := r.enter(t.Context(), cfg, true); err != nil {
+		t.Fatal(err)
+	}
+	if len(sys.mounts) > 0 || !sys.did("switch root "+rootDir) || r.upper == nil || len(r.own) != len(plan.OwnFiles(cfg.Identity())) {
+		t.Errorf("it mounted %v, did %q, and has %d files open", sys.mounts, sys.called(), len(r.own))
+	}
+	sys.rooted = rooted(strings.TrimSuffix(string(sys.rooted), rootDir))
+	for _, o := range r.own {
+		if got := sys.content(t, o.Staged()); got != "as the plan has it" {
+			t.Errorf("%s became %q", o.Path, got)
+		}
 	}
 }
 
@@ -136,7 +164,7 @@ func TestRootFiles(t *testing.T) {
 	r := &root{sys: sys, disks: newDisks(sys)}
 	defer r.close()
 	cfg := rootConfig(wire.UpperReadOnly)
-	if err := r.enter(t.Context(), cfg); !errors.Is(err, errSurvived) || !errors.Is(err, unix.ENODEV) {
+	if err := r.enter(t.Context(), cfg, false); !errors.Is(err, errSurvived) || !errors.Is(err, unix.ENODEV) {
 		t.Fatalf("enter() = %v, want ENODEV, survived", err)
 	}
 	sys.mounts = nil

@@ -385,7 +385,7 @@ func (k *kestrel) bringUp(ctx context.Context) (*started, error) {
 		{"network", unplanned, func() error { return setNetwork(k.sys, k.boot.Network) }},
 		{"root", rooted, func() error {
 			k.root = &root{sys: k.sys, disks: k.disks}
-			return k.root.enter(ctx, k.boot)
+			return k.root.enter(ctx, k.boot, k.planned != nil)
 		}},
 		{"volumes", func() bool { return len(k.boot.Mounts) > 0 }, func() error { return k.mountVolumes(ctx) }},
 		{"files", rooted, func() error { return k.root.finish(k.boot) }},

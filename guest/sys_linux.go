@@ -15,6 +15,8 @@ import (
 	"github.com/mdlayher/vsock"
 	"github.com/u-root/u-root/pkg/mount"
 	"golang.org/x/sys/unix"
+
+	"github.com/volantvm/volant/guest/plan"
 )
 
 // NewSys returns the kernel that this process runs on. Its methods that change
@@ -141,10 +143,6 @@ func leaveRoot(old *os.File, at string) error {
 	return nil
 }
 
-// maxOpenFiles is what container engines give, and the kernel's own bound
-// (fs.nr_open).
-const maxOpenFiles = 1 << 20
-
 // RaiseLimits is about open files alone: everything else the kernel derives
 // from the machine's memory, which is the workload's own.
 func (kernel) RaiseLimits() error {
@@ -153,7 +151,7 @@ func (kernel) RaiseLimits() error {
 	}
 	// Not unix.Setrlimit: this one tells the Go runtime that children are to
 	// have the limit too.
-	return os.NewSyscallError("setrlimit", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: maxOpenFiles, Max: maxOpenFiles}))
+	return os.NewSyscallError("setrlimit", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: plan.MaxOpenFiles, Max: plan.MaxOpenFiles}))
 }
 
 func (kernel) LoadModule(path string) error {

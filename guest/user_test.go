@@ -1,9 +1,15 @@
 package guest
 
 import (
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/volantvm/volant/testdata/need"
 )
 
 func TestLookupUser(t *testing.T) {
@@ -48,5 +54,77 @@ func TestLookupUser(t *testing.T) {
 	}
 	if got, err := lookupUser(newFakeSys(t), "12:34"); err != nil || got.Uid != 12 || got.Gid != 34 {
 		t.Errorf("in an image without the files lookupUser(12:34) = %+v, %v", got, err)
+	}
+}
+
+// TestLookupUserOfShim holds lookupUser against what the shim has of it in C, with
+// files that are put together from what is hard to read.
+func TestLookupUserOfShim(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "account")
+	if out, err := exec.Command(need.Tool(t, "gcc"), "-Wall", "-Werror", "-fsanitize=address,undefined", "-static-libasan", "-o", program, "shim/account_main.c").CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	pick := func(from ...string) string { return from[r.IntN(len(from))] }
+	names := []string{"root", "web", "0", "7", "", "a b", "4294967295", "4294967294", "99999999999999999999", "007", "#x", "-1"}
+	file := func(line func() string) string {
+		var b strings.Builder
+		for range r.IntN(6) {
+			b.WriteString(pick("", "", "", " ", "\t ", "#") + line() + pick("\n", "\n", "\n", "\r\n", " \n", "\n\n", ""))
+		}
+		return b.String()
+	}
+	fields := func(n int, special func(i int) string) func() string {
+		return func() string {
+			var f []string
+			for i := range n + r.IntN(3) - 1 {
+				f = append(f, special(i))
+			}
+			return strings.Join(f, ":")
+		}
+	}
+	sys, found := newFakeSys(t), 0
+	for range 500 {
+		passwd := file(fields(7, func(i int) string {
+			if i == 5 {
+				return pick("/home/web", "/", "", "relative", "/a b")
+			}
+			return pick(names...)
+		}))
+		group := file(fields(4, func(i int) string {
+			if i == 3 {
+				return pick("", "web", "root,web", "web,", ",web", "webmaster,a b", "0,7")
+			}
+			return pick(names...)
+		}))
+		sys.put(t, "/etc/passwd", passwd, 0o644)
+		sys.put(t, "/etc/group", group, 0o644)
+		spec := pick(names...)
+		if r.IntN(3) == 0 {
+			spec += ":" + pick(names...)
+		}
+		user, named, grouped := strings.Cut(spec, ":")
+		if spec == "" {
+			user = "0" // as the plan has it
+		}
+		args := []string{sys.at("/etc/passwd"), sys.at("/etc/group"), user}
+		if grouped {
+			args = append(args, named)
+		}
+		out, err := exec.Command(program, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%q: %v\n%s", spec, err, out)
+		}
+		want := "error\n"
+		if acct, err := lookupUser(sys, spec); err == nil {
+			found++
+			want = fmt.Sprintf("%d %d %d %s\n", acct.Uid, acct.Gid, acct.Groups, acct.home)
+		}
+		if string(out) != want {
+			t.Fatalf("user %q of\n%s-- and\n%s-- is %q to the shim, want %q", spec, passwd, group, out, want)
+		}
+	}
+	if found < 100 {
+		t.Errorf("only %d of the users were found", found)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/volantvm/volant/guest/plan"
 	"github.com/volantvm/volant/guest/wire"
 )
 
@@ -51,7 +52,7 @@ func (v volumes) mountTmpfs(m wire.MountConfig) error {
 	if m.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	return v.sys.Mount(Mount{"tmpfs", at, "tmpfs", flags, tmpfsOptions(mode, m.SizeMiB)})
+	return v.sys.Mount(Mount{"tmpfs", at, "tmpfs", flags, plan.TmpfsOptions(mode, m.SizeMiB)})
 }
 
 func (v volumes) mountDisk(ctx context.Context, m wire.MountConfig, serial string) error {

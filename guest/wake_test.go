@@ -271,7 +271,7 @@ func TestRenameInRoot(t *testing.T) {
 	r := &root{sys: sys, disks: newDisks(sys)}
 	defer r.close()
 	cfg := rootConfig(wire.UpperMemory)
-	if err := r.enter(t.Context(), cfg); err != nil && !errors.Is(err, errSurvived) {
+	if err := r.enter(t.Context(), cfg, false); err != nil && !errors.Is(err, errSurvived) {
 		t.Fatal(err)
 	}
 	id := *sampleWake(1).Identity

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path"
@@ -131,6 +132,7 @@ func (w *workload) spawn(r *running) error {
 // take makes r of a process that the shim has started.
 func (w *workload) take(r *running, p *planned) (err error) {
 	r.pid, r.exited, r.since = p.pid, w.exited, time.Now().Add(-p.since)
+	_ = w.cgroup.dir() // it is in the first
 	r.io, err = takeStreams(p)
 	return err
 }
@@ -151,7 +153,7 @@ func (w *workload) start(again bool) (*running, error) {
 	}
 	io := r.io
 	if w.own {
-		if r.spaces, err = w.sys.Namespaces(r.pid); err != nil {
+		if r.spaces, err = w.sys.Namespaces(r.pid); err != nil && (first == nil || !errors.Is(err, fs.ErrNotExist)) { // it may be over by now
 			w.log.Warn("commands run beside the workload's namespaces", keyErr, err)
 		}
 		w.namespaces.Store(r.spaces)

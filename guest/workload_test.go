@@ -387,8 +387,8 @@ func TestDelegatedCgroup(t *testing.T) {
 			t.Errorf("in %s subtree_control = %q", dir, got)
 		}
 	}
-	for _, want := range []string{"/1", "/2"} {
-		if got := g.dir(); got == nil || got.Name() != sys.at(workloadCgroup+want) {
+	for _, want := range []string{plan.FirstCgroup, workloadCgroup + "/2"} {
+		if got := g.dir(); got == nil || got.Name() != sys.at(want) {
 			t.Errorf("the workload starts in %v, want %s", got.Name(), want)
 		}
 	}

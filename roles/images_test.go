@@ -52,9 +52,9 @@ func tarOf(t testing.TB, files map[string]string, order ...string) []byte {
 	return buf.Bytes()
 }
 
-// saveImage writes an archive as docker save does, of an image with busybox,
-// and returns its path.
-func saveImage(t testing.TB, name string) string {
+// saveImage writes an archive as docker save does, of an image with busybox and
+// these volumes, and returns its path.
+func saveImage(t testing.TB, name string, volumes ...string) string {
 	t.Helper()
 	busybox, err := os.ReadFile(need.File(t, "/bin/busybox"))
 	if err != nil {
@@ -64,12 +64,16 @@ func saveImage(t testing.TB, name string) string {
 		"bin/busybox": string(busybox), "bin/sh": "-> busybox", "data/first": "of the image\n",
 		"etc/passwd": "root:x:0:0::/:/bin/sh\nwww:x:33:33::/data:/bin/sh\n", "etc/group": "root:x:0:\nwww:x:33:\n",
 	}, "bin/", "bin/busybox", "bin/sh", "etc/", "etc/passwd", "etc/group", "data/", "data/first")
+	declared := map[string]any{}
+	for _, v := range volumes {
+		declared[v] = struct{}{}
+	}
 	sum := sha256.Sum256(layer)
 	config, err := json.Marshal(map[string]any{
 		"architecture": "amd64", "os": "linux", "rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
 		"config": map[string]any{
 			"Entrypoint": []string{"/bin/sh", "-c"}, "Cmd": []string{"echo nothing to do"}, "Env": []string{"PATH=/bin", "GREETING=hello"}, "WorkingDir": "/data",
-			"Volumes": map[string]any{"/data": struct{}{}},
+			"Volumes": declared,
 		},
 	})
 	if err != nil {

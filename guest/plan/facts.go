@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 
@@ -21,23 +22,34 @@ type Mount struct {
 	Shim                 bool // the shim has mounted it before a plan
 }
 
-// Where control groups are, and the workload's.
+// Where control groups are, and the workload's: that of all that belongs to it, and,
+// where it may make groups of its own, that of its first process.
 const (
 	CgroupRoot     = "/sys/fs/cgroup"
 	WorkloadCgroup = CgroupRoot + "/workload"
+	FirstCgroup    = WorkloadCgroup + "/1"
 )
 
 // DefaultPath is the PATH of a workload that is given none.
 const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// What fledge gives an initramfs that has none: /etc/passwd and /etc/group.
+// Where the parts of a root that is not the initramfs are put together. All of it
+// is on a tmpfs of the initramfs, which nobody sees any more once the root was
+// changed.
 const (
-	BasePasswd = "root:x:0:0:root:" + baseHome + ":/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
-	BaseGroup  = "root:x:0:\nnogroup:x:65534:\n"
-
-	baseHome = "/root"
-	nobody   = 65534
+	stageDir = "/run/kestrel"
+	LowerDir = stageDir + "/lower" // the read-only disk
+	UpperDir = stageDir + "/upper" // the file system of the changes
+	RootDir  = stageDir + "/root"  // the overlay of the two
+	ownDir   = stageDir + "/own"   // files that are the machine's
 )
+
+// MaxOpenFiles is what container engines give, and the kernel's own bound
+// (fs.nr_open).
+const MaxOpenFiles = 1 << 20
+
+// Controllers are those of control groups that container engines use.
+func Controllers() []string { return []string{"cpu", "cpuset", "io", "memory", "pids", "hugetlb"} }
 
 // Mounts lists what is mounted beside /proc, in order.
 func Mounts() []Mount {
@@ -50,6 +62,46 @@ func Mounts() []Mount {
 		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", false, false},
 		{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", false, false},
 		{"cgroup2", CgroupRoot, "cgroup2", strict, "nsdelegate,memory_recursiveprot", false, false},
+	}
+}
+
+// Queues is what a container has in /dev beyond what every guest has.
+func Queues() Mount {
+	return Mount{"mqueue", "/dev/mqueue", "mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", false, false}
+}
+
+// OverlayOptions says everything that the kernel's configuration would decide
+// otherwise: an upper layer made under one kernel must be read under another.
+// Directories of the image can be renamed (redirect_dir), inode numbers are
+// those of one file system (xino), and a file whose owner changes is copied
+// whole, so that the upper layer is complete without further features.
+func OverlayOptions() string {
+	return "lowerdir=" + LowerDir + ",upperdir=" + UpperDir + "/upper,workdir=" + UpperDir + "/work" +
+		",redirect_dir=on,metacopy=off,index=off,xino=auto"
+}
+
+// TmpfsOptions are those of a tmpfs; a size of 0 is the kernel's default.
+func TmpfsOptions(mode uint32, sizeMiB int) string {
+	s := fmt.Sprintf("mode=%04o", mode)
+	if sizeMiB > 0 {
+		s += fmt.Sprintf(",size=%dm", sizeMiB)
+	}
+	return s
+}
+
+// Ext4Options are those of an ext4 that is written to: rather than go on with a
+// structure that is known to be broken, it becomes read-only.
+const Ext4Options = "errors=remount-ro"
+
+// Grafted are the directories of the initramfs that a root shows too.
+func Grafted() []string { return []string{"/proc", "/sys", "/dev"} }
+
+// Sysctls are files and values that give an image what it is used to from
+// container engines: ports below 1024 and ping are for everybody.
+func Sysctls() [][2]string {
+	return [][2]string{
+		{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+		{"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
 	}
 }
 
@@ -70,6 +122,9 @@ type File struct {
 	Content []byte
 	Perm    fs.FileMode
 }
+
+// Staged is where the file is written that is mounted over that of an image.
+func (f File) Staged() string { return path.Join(ownDir, path.Base(f.Path)) }
 
 // OwnFiles are those that say who the machine is.
 func OwnFiles(id wire.Identity) []File {

@@ -3,24 +3,25 @@
 //
 // Kestrel takes the steps of a boot (package guest). It is a large Go program
 // though, and to start it costs an emulated guest more than all that a workload
-// needs of it. Where the initramfs is the root, the host knows nearly everything:
-// it compiles the boot configuration to a plan, which the shim (package
-// guest/shim) follows before it becomes kestrel. The workload then comes up while
-// kestrel starts, which adopts it: its pid, and the pipes of its output.
+// needs of it. The host knows nearly everything: it compiles the boot configuration
+// to a plan, which the shim (package guest/shim) follows before it becomes kestrel.
+// The workload then comes up while kestrel starts, which adopts it: its pid, and the
+// pipes of its output. Where the root is a disk, the workload changes to it in a
+// mount namespace of its own, and kestrel follows in that of the guest.
 //
 // A plan leaves nothing out that kestrel does before a workload, and does it in
 // the same order. It is never needed: whatever fails in it, or is not as it
 // expects, ends it, and kestrel takes all steps from the first, finds what was
 // done already, and says what is wrong, as without a plan. So there is none, or it
 // ends before the workload, where only kestrel can tell: the workload has a
-// terminal or open input, further mounts, or is looked up in PATH; the image has
-// users or groups of its own; the address is IPv6; the kernel lacks something.
+// terminal, open input, or an init before it, further mounts, or a root that is
+// read-only or none of erofs; the address is IPv6; the kernel lacks something.
 //
 // # Format
 //
 // All numbers are little endian, and offsets count from the plan's first byte.
 //
-//	 0  "volplan1"
+//	 0  "volplan2"
 //	 8  u32 size of the plan, u32 number of operations
 //	16  u64 FNV-1a, 64 bit, of everything from 40 on
 //	24  u32 for the pid of the workload
@@ -29,7 +30,7 @@
 //	40  the operations, 56 bytes each; then what they point to
 //
 // An operation is one system call: u16 its number on amd64, six u8 the kinds of
-// its arguments, i32 an errno that is no error, u32 where to store its result as
+// its arguments, i32 an errno that is no error (-1: any), u32 where to store its result as
 // a u32 (0: nowhere), five u64 arguments. Kinds are 0 for the value, 1 for the
 // address of what is at that offset, 2 for the u32 at that offset. Some numbers
 // that are no system calls stand for what the shim does itself, see op.
@@ -40,7 +41,6 @@ import (
 	"net"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -52,7 +52,7 @@ import (
 const MaxSize = 64 << 10
 
 const (
-	magic    = "volplan1"
+	magic    = "volplan2"
 	headSize = 40
 	opSize   = 56
 	// Where results are stored.
@@ -69,65 +69,59 @@ const (
 	opEqual op = 0xff00 + iota
 	// opFlags fails unless the u16 at an address has all bits of the second argument.
 	opFlags
-	// opHolds asks whether a file (path) has a content (address, length): 1 if so, 0
-	// where there is no file, and it fails where there is another.
-	opHolds
 	// opClock sets the clock to its argument, in ns since 1970, plus the uptime.
 	opClock
 	// opPoint stores the address that is its second argument at the first.
 	opPoint
-	// opChoose does so if its third argument is not 0.
-	opChoose
+	// opSkip passes over so many operations (its second argument) if whether a file
+	// (path) is there is what its third says.
+	opSkip
+	// opDisk finds the disk with a serial (text), and writes the path of its device
+	// to an address, with room for deviceSize bytes.
+	opDisk
+	// opControllers turns on those controllers of a control group (its directory)
+	// that are in a list (text), for the groups below.
+	opControllers
+	// opAccount looks a user and, if not 0, a group up (texts), as lookupUser of
+	// package guest does. It writes uid, gid, the number of further groups and those
+	// to an address with room for accountSize bytes, each a u32, and the home to
+	// another, if that is not 0, with room for homeSize.
+	opAccount
+)
+
+// What operations need room for, in bytes.
+const (
+	deviceSize  = 48
+	accountSize = 4 * (3 + 64)
+	homeSize    = 1024
 )
 
 // Compile returns the plan of a boot that cfg configures, or nil where kestrel is
 // to do everything. cfg is valid.
 func Compile(cfg wire.BootConfig) []byte {
 	w := cfg.Workload
-	user, ok := numericUser(w.User)
-	if !ok || cfg.Root != nil || len(cfg.Mounts) > 0 || w.TTY || w.Stdin || !path.IsAbs(w.Args[0]) {
+	if len(cfg.Mounts) > 0 || w.TTY || w.Stdin {
+		return nil
+	}
+	if cfg.Root != nil && (cfg.Root.Upper == wire.UpperReadOnly || w.Init) {
 		return nil
 	}
 	if n := cfg.Network; n != nil && !(n.Address.Addr().Is4() && (!n.Gateway.IsValid() || n.Gateway.Is4())) {
 		return nil
 	}
 	p := new(program)
-	// Others have to be looked up, which kestrel does.
-	based := p.space(4)
-	p.call(opHolds, p.text("/etc/passwd"), p.text(BasePasswd), value(uintptr(len(BasePasswd)))).into(based)
-	p.call(opHolds, p.text("/etc/group"), p.text(BaseGroup), value(uintptr(len(BaseGroup))))
 	p.mounts()
 	p.identity(cfg)
 	p.entropy(cfg.Seed)
 	p.network(cfg.Network)
-	p.workload(cfg, user, based)
+	if cfg.Root != nil {
+		p.root(*cfg.Root)
+	}
+	p.workload(cfg)
 	if image := p.link(); len(image) <= MaxSize {
 		return image
 	}
 	return nil
-}
-
-// ids are a user without a name.
-type ids struct{ uid, gid uint32 }
-
-// numericUser reads "", "UID" and "UID:GID" of one that is no other with BasePasswd
-// than without, but for root's home.
-func numericUser(spec string) (ids, bool) {
-	if spec == "" {
-		return ids{}, true
-	}
-	user, group, grouped := strings.Cut(spec, ":")
-	uid, err := strconv.ParseUint(user, 10, 31)
-	if err != nil || uid == nobody {
-		return ids{}, false
-	}
-	gid := uint64(0)
-	if grouped {
-		if gid, err = strconv.ParseUint(group, 10, 31); err != nil {
-			return ids{}, false
-		}
-	}
-	return ids{uint32(uid), uint32(gid)}, true
 }
 
 func (p *program) mounts() {
@@ -135,8 +129,8 @@ func (p *program) mounts() {
 		if m.Shim {
 			continue
 		}
-		p.call(unix.SYS_MKDIR, p.text(m.Target), value(0o755)).allow(unix.EEXIST)
-		p.call(unix.SYS_MOUNT, p.text(m.Source), p.text(m.Target), p.text(m.Type), value(m.Flags), p.text(m.Data)).allow(unix.EBUSY)
+		p.mkdir(m.Target)
+		p.mount(m).allow(unix.EBUSY)
 	}
 	for _, l := range DeviceLinks() {
 		p.call(unix.SYS_SYMLINK, p.text(l[0]), p.text(l[1])).allow(unix.EEXIST)
@@ -146,13 +140,17 @@ func (p *program) mounts() {
 func (p *program) identity(cfg wire.BootConfig) {
 	p.call(opClock, value(uintptr(cfg.Time.UnixNano())))
 	p.call(unix.SYS_SETHOSTNAME, p.text(cfg.Hostname), value(uintptr(len(cfg.Hostname))))
+	if cfg.Root != nil {
+		p.mkdir(stageDir)
+	}
 	for _, f := range OwnFiles(cfg.Identity()) {
-		p.call(unix.SYS_MKDIR, p.text(path.Dir(f.Path)), value(0o755)).allow(unix.EEXIST)
-		p.call(unix.SYS_UNLINK, p.text(f.Path)).allow(unix.ENOENT)
-		fd := p.space(4)
-		p.call(unix.SYS_OPEN, p.text(f.Path), value(unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC), value(uintptr(f.Perm))).into(fd)
-		p.call(unix.SYS_WRITE, number(fd), p.bytes(f.Content), value(uintptr(len(f.Content))))
-		p.call(unix.SYS_CLOSE, number(fd))
+		at := f.Path
+		if cfg.Root != nil {
+			at = f.Staged()
+		}
+		p.mkdir(path.Dir(at))
+		p.call(unix.SYS_UNLINK, p.text(at)).allow(unix.ENOENT)
+		p.write(at, unix.O_CREAT|unix.O_EXCL, f.Perm, f.Content)
 	}
 }
 
@@ -247,27 +245,31 @@ const high = 10
 const aside = 5
 
 // workload starts it, in a control group and a session of its own.
-//
-// based is the u32 that says whether the image has BasePasswd.
-func (p *program) workload(cfg wire.BootConfig, user ids, based offset) {
+func (p *program) workload(cfg wire.BootConfig) {
 	w := cfg.Workload
-	p.call(unix.SYS_MKDIR, p.text(WorkloadCgroup), value(0o755)).allow(unix.EEXIST)
-	const controllers = "+memory +pids"
-	fd := p.space(4)
-	p.call(unix.SYS_OPEN, p.text(CgroupRoot+"/cgroup.subtree_control"), value(unix.O_WRONLY|unix.O_CLOEXEC)).into(fd)
-	p.call(unix.SYS_WRITE, number(fd), p.text(controllers), value(uintptr(len(controllers)))).allow(unix.ENOENT)
-	p.call(unix.SYS_CLOSE, number(fd))
-
 	// struct clone_args of linux/sched.h; the group's descriptor is its last member.
 	const signalAt, groupAt, size = 32, 80, 88
 	clone := make([]byte, size)
-	binary.LittleEndian.PutUint64(clone, unix.CLONE_VM|unix.CLONE_VFORK|unix.CLONE_INTO_CGROUP)
+	flags := uint64(unix.CLONE_VM | unix.CLONE_VFORK | unix.CLONE_INTO_CGROUP)
+	group := WorkloadCgroup
+	p.mkdir(group)
+	if cfg.Root != nil {
+		flags |= unix.CLONE_NEWPID | unix.CLONE_NEWNS
+		for _, dir := range []string{CgroupRoot, WorkloadCgroup} {
+			p.call(opControllers, p.text(dir), p.text(strings.Join(Controllers(), " ")))
+		}
+		group = FirstCgroup
+		p.mkdir(group)
+	} else {
+		p.write(CgroupRoot+"/cgroup.subtree_control", 0, 0, []byte("+memory +pids")).allow(unix.ENOENT)
+	}
+	binary.LittleEndian.PutUint64(clone, flags)
 	binary.LittleEndian.PutUint64(clone[signalAt:], uint64(unix.SIGCHLD))
 	args := p.data(clone)
-	p.call(unix.SYS_OPEN, p.text(WorkloadCgroup), value(unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)).into(args + groupAt)
+	p.open(group, unix.O_RDONLY|unix.O_DIRECTORY, 0, args+groupAt)
 
 	null, stdin := p.space(4), p.space(4)
-	p.call(unix.SYS_OPEN, p.text("/dev/null"), value(unix.O_RDONLY|unix.O_CLOEXEC)).into(null)
+	p.open("/dev/null", unix.O_RDONLY, 0, null)
 	p.lift(null, stdin)
 	var far [2]offset
 	for i, near := range []offset{outAt, errAt} {
@@ -276,33 +278,93 @@ func (p *program) workload(cfg wire.BootConfig, user ids, based offset) {
 		p.call(unix.SYS_PIPE2, address(ends), value(unix.O_CLOEXEC))
 		p.lift(ends, near)
 		p.lift(ends+4, far[i])
-		p.call(unix.SYS_FCHOWN, number(far[i]), value(uintptr(user.uid)), value(uintptr(user.gid)))
-	}
-	vars := Env(w.Env, cfg.Hostname, "/", false)
-	argv, env := p.strings(w.Args), p.strings(vars)
-	if i := slices.Index(vars, "HOME=/"); user.uid == 0 && i >= 0 && !slices.Contains(w.Env, "HOME=/") {
-		p.call(opChoose, address(offset(env.value)+offset(8*i)), p.text("HOME="+baseHome), number(based))
-	}
-	child := func() {
-		p.call(unix.SYS_SETSID)
-		p.call(unix.SYS_SETGROUPS, value(0), value(0))
-		p.call(unix.SYS_SETGID, value(uintptr(user.gid)))
-		p.call(unix.SYS_SETUID, value(uintptr(user.uid)))
-		p.call(unix.SYS_CHDIR, p.text(path.Join("/", w.Workdir)))
-		for to, from := range []offset{stdin, far[0], far[1]} {
-			p.call(unix.SYS_DUP3, number(from), value(uintptr(to)), value(0))
-		}
-		p.call(unix.SYS_EXECVE, p.text(w.Args[0]), argv, env)
 	}
 	fork := p.call(unix.SYS_CLONE3, address(args), value(size), value(0)).into(pidAt)
 	at := len(p.calls)
-	child()
+	if cfg.Root != nil {
+		p.enter(OwnFiles(cfg.Identity()))
+	}
+	p.call(unix.SYS_SETSID)
+	vars := Env(w.Env, cfg.Hostname, "/", false)
+	env := p.strings(vars)
+	p.become(w, env, slices.Index(vars, "HOME=/"), far[:])
+	dir := path.Join("/", w.Workdir)
+	p.call(unix.SYS_CHDIR, p.text(dir))
+	for to, from := range []offset{stdin, far[0], far[1]} {
+		p.call(unix.SYS_DUP3, number(from), value(uintptr(to)), value(0))
+	}
+	p.execute(programs(w.Args[0], dir, vars), p.strings(w.Args), env)
 	fork.args[2] = value(uintptr(len(p.calls) - at))
 
 	// What kestrel goes on with stays open for it.
 	p.call(unix.SYS_FCNTL, number(outAt), value(unix.F_SETFD), value(0))
 	p.call(unix.SYS_FCNTL, number(errAt), value(unix.F_SETFD), value(0))
 	p.call(unix.SYS_SETPRIORITY, value(unix.PRIO_PROCESS), value(0), value(aside))
+}
+
+// become is lookupUser of package guest, and what comes of it: the credentials, the
+// owner of files that the user may have to open again, and HOME where nobody gave
+// it, at an index of env.
+func (p *program) become(w wire.WorkloadConfig, env arg, home int, files []offset) {
+	const uidAt, gidAt, countAt, groupsAt = 0, 4, 8, 12
+	user, group, grouped := strings.Cut(w.User, ":")
+	if user == "" && !grouped {
+		user = "0"
+	}
+	named := value(0)
+	if grouped {
+		named = p.text(group)
+	}
+	found := value(0)
+	if home >= 0 && !slices.Contains(w.Env, "HOME=/") {
+		const name = "HOME="
+		at := p.data(append([]byte(name), make([]byte, homeSize)...))
+		p.pointer(offset(env.value)+offset(8*home), at)
+		found = address(at + offset(len(name)))
+	}
+	account := p.space(accountSize)
+	p.call(opAccount, p.text(user), named, address(account), found)
+	for _, fd := range files {
+		p.call(unix.SYS_FCHOWN, number(fd), number(account+uidAt), number(account+gidAt))
+	}
+	p.call(unix.SYS_SETGROUPS, number(account+countAt), address(account+groupsAt))
+	p.call(unix.SYS_SETGID, number(account+gidAt))
+	p.call(unix.SYS_SETUID, number(account+uidAt))
+}
+
+// programs are the paths of which the first that is there is the program, as
+// lookupProgram of package guest has it.
+func programs(name, dir string, env []string) []string {
+	if path.IsAbs(name) {
+		return []string{name}
+	}
+	if strings.Contains(name, "/") {
+		return []string{path.Join(dir, name)}
+	}
+	var paths []string
+	for _, kv := range env {
+		search, ok := strings.CutPrefix(kv, "PATH=")
+		if !ok {
+			continue
+		}
+		for at := range strings.SplitSeq(search, ":") {
+			if !path.IsAbs(at) {
+				at = path.Join(dir, at)
+			}
+			paths = append(paths, path.Join(at, name))
+		}
+	}
+	return paths
+}
+
+// execute runs the first program that is there.
+func (p *program) execute(paths []string, argv, env arg) {
+	for i, at := range paths {
+		if i < len(paths)-1 {
+			p.call(opSkip, p.text(at), value(1), value(0))
+		}
+		p.call(unix.SYS_EXECVE, p.text(at), argv, env)
+	}
 }
 
 // lift gives a copy of a file a descriptor above those of the child.

@@ -3,7 +3,10 @@ package plan
 import (
 	"encoding/binary"
 	"hash/fnv"
+	"io/fs"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // offset is where something is in a plan. While it is made, what is in the data,
@@ -56,10 +59,55 @@ func (c *call) allow(errno syscall.Errno) *call {
 	return c
 }
 
+// ignore has no error count.
+func (c *call) ignore() *call {
+	c.errno = -1
+	return c
+}
+
 // into stores the result.
 func (c *call) into(at offset) *call {
 	c.result = at
 	return c
+}
+
+// mkdir makes a directory that may be there.
+func (p *program) mkdir(at string) {
+	p.call(unix.SYS_MKDIR, p.text(at), value(0o755)).allow(unix.EEXIST)
+}
+
+func (p *program) mount(m Mount) *call {
+	return p.call(unix.SYS_MOUNT, p.text(m.Source), p.text(m.Target), p.text(m.Type), value(m.Flags), p.text(m.Data))
+}
+
+// open stores the descriptor of a file at fd.
+func (p *program) open(at string, flags uintptr, perm fs.FileMode, fd offset) *call {
+	return p.call(unix.SYS_OPEN, p.text(at), value(flags|unix.O_CLOEXEC), value(uintptr(perm))).into(fd)
+}
+
+// calls are those that do one thing.
+type calls []*call
+
+func (c calls) allow(errno syscall.Errno) {
+	for _, one := range c {
+		one.allow(errno)
+	}
+}
+
+func (c calls) ignore() {
+	for _, one := range c {
+		one.ignore()
+	}
+}
+
+// write writes a file.
+func (p *program) write(at string, flags uintptr, perm fs.FileMode, content []byte) calls {
+	fd := p.space(4)
+	return calls{
+		p.open(at, unix.O_WRONLY|flags, perm, fd),
+		p.call(unix.SYS_WRITE, number(fd), p.bytes(content), value(uintptr(len(content)))),
+		p.call(unix.SYS_CLOSE, number(fd)),
+	}
 }
 
 // data adds memory that holds b, at a multiple of 8.

@@ -29,6 +29,8 @@
 #include <sys/vfs.h>
 #include <time.h>
 
+#include "account.h"
+
 #define PARAM "volant.agent=" /* wire.ParamAgent */
 #define PLAN_PARAM "volant.plan=" /* wire.ParamPlan */
 #define CONFIG "volant-config" /* wire.ConfigSerial */
@@ -245,34 +247,57 @@ struct dirent64 {
 	char name[];
 };
 
-/* Finds the disk with a serial, and writes its device to path; returns whether there is one. */
+/* Disks that were asked for their serial, which is a request to the hypervisor. */
+static struct disk {
+	char device[48], serial[MAX_VALUE];
+} disks[32];
+static int known;
+
+static int recall(const char *serial, char *path)
+{
+	int i;
+
+	for (i = 0; i < known; i++) {
+		if (equal(disks[i].serial, serial)) {
+			put(path, disks[i].device);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* Finds the disk with a serial, and writes its device to path, with room for 48 bytes; returns whether there is one. */
 static int find(const char *serial, char *path)
 {
-	char dir[2048], file[300], value[MAX_VALUE];
+	char dir[2048], file[300];
 	struct dirent64 *e;
+	struct disk *d;
 	long fd, n, at, m;
 
+	if (recall(serial, path))
+		return 1;
 	fd = sys(__NR_open, (long)"/sys/block", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
 	if (fd < 0)
 		fail("open ", "/sys/block", fd);
+	known = 0;
 	while ((n = sys(__NR_getdents64, fd, (long)dir, sizeof(dir), 0, 0)) > 0) {
-		for (at = 0; at < n; at += e->reclen) {
+		for (at = 0; at < n && known < (int)(sizeof(disks) / sizeof(*disks)); at += e->reclen) {
 			e = (struct dirent64 *)(dir + at);
 			if (e->name[0] == '.')
 				continue;
+			d = &disks[known];
 			put(put(put(file, "/sys/block/"), e->name), "/serial");
-			m = slurp(file, value, sizeof(value));
-			if (m > 0 && value[m - 1] == '\n')
-				value[m - 1] = 0;
-			if (m > 0 && equal(value, serial)) {
-				put(put(path, "/dev/"), e->name);
-				sys(__NR_close, fd, 0, 0, 0, 0);
-				return 1;
-			}
+			m = slurp(file, d->serial, sizeof(d->serial));
+			if (m <= 0)
+				continue;
+			if (d->serial[m - 1] == '\n')
+				d->serial[m - 1] = 0;
+			put(put(d->device, "/dev/"), e->name);
+			known++;
 		}
 	}
 	sys(__NR_close, fd, 0, 0, 0, 0);
-	return 0;
+	return recall(serial, path);
 }
 
 /* Waits for the disk that the parameter names, and writes its device to path. */
@@ -362,19 +387,82 @@ struct plan {
 struct op {
 	unsigned short nr;           /* of the system call, or one of below */
 	unsigned char kind[6];       /* of each argument */
-	int allow;                   /* an errno that is none */
+	int allow;                   /* an errno that is none, or ANY */
 	unsigned int result;         /* where that goes, if not 0 */
 	unsigned long arg[5];
 };
 
 enum { VALUE, ADDRESS, NUMBER }; /* kinds: itself, where it is in the plan, the int there */
-enum { EQUAL = 0xff00, FLAGS, HOLDS, CLOCK, POINT, CHOOSE }; /* beside system calls */
+enum { EQUAL = 0xff00, FLAGS, CLOCK, POINT, SKIP, DISK, CONTROLLERS, ACCOUNT }; /* beside system calls */
+
+#define ANY (-1) /* of errors */
 
 /* The memory for a plan: package guest/plan makes none that is larger. */
 static union {
 	struct plan head;
 	char bytes[64 << 10];
 } plan;
+
+static char passwd[32 << 10], group[32 << 10];
+
+/* Reads a file that may be missing, whole. */
+static long whole(const char *path, char *p, long size, struct text *t)
+{
+	long n = slurp(path, p, size);
+
+	if (n == -ENOENT)
+		n = 0;
+	if (n == size - 1)
+		return -EFBIG;
+	t->p = p;
+	t->end = p + (n < 0 ? 0 : n);
+	return n;
+}
+
+static long look_up(const char *user, const char *named, struct account *a, char *home)
+{
+	struct text users, groups;
+	long n;
+
+	if ((n = whole("/etc/passwd", passwd, sizeof(passwd), &users)) < 0 || (n = whole("/etc/group", group, sizeof(group), &groups)) < 0)
+		return n;
+	return account(users, groups, text(user), named, a, home);
+}
+
+/* Turns on those controllers of a control group that are in a list, for the groups below it. */
+static long enable(const char *dir, const char *list)
+{
+	char path[300], known[512], on[1024], *p = on;
+	struct text all = { known, known }, wanted, name;
+	long fd, n;
+
+	put(put(path, dir), "/cgroup.controllers");
+	n = whole(path, known, sizeof(known), &all);
+	if (n < 0)
+		return n;
+	if (all.p < all.end && all.end[-1] == '\n')
+		all.end--;
+	while (all.p < all.end) {
+		name = cut(&all, ' ');
+		for (wanted = text(list); wanted.p < wanted.end;) {
+			if (!alike(cut(&wanted, ' '), name))
+				continue;
+			p = put(p, " +");
+			while (name.p < name.end)
+				*p++ = *name.p++;
+			break;
+		}
+	}
+	if (p == on)
+		return 0;
+	put(path + (text(dir).end - dir), "/cgroup.subtree_control");
+	fd = sys(__NR_open, (long)path, O_WRONLY | O_CLOEXEC, 0, 0, 0);
+	if (fd < 0)
+		return fd;
+	n = sys(__NR_write, fd, (long)(on + 1), p - on - 1, 0, 0);
+	sys(__NR_close, fd, 0, 0, 0, 0);
+	return n;
+}
 
 static int same(const char *a, const char *b, unsigned long n)
 {
@@ -407,16 +495,6 @@ static __attribute__((noinline)) long follow(struct op *op, struct op *end)
 		case FLAGS:
 			ret = (*(short *)a[0] & a[1]) == a[1] ? 0 : -ENOLINK;
 			break;
-		case HOLDS: {
-			char content[1024];
-
-			ret = slurp((char *)a[0], content, sizeof(content));
-			if (ret >= 0)
-				ret = ret == a[2] && same(content, (char *)a[1], ret) ? 1 : -EEXIST;
-			else if (ret == -ENOENT)
-				ret = 0;
-			break;
-		}
 		case CLOCK: {
 			unsigned long t = a[0] + now();
 			struct timespec ts = { t / 1000000000ul, t % 1000000000ul };
@@ -428,16 +506,29 @@ static __attribute__((noinline)) long follow(struct op *op, struct op *end)
 			*(long *)a[0] = a[1];
 			ret = 0;
 			break;
-		case CHOOSE:
-			if (a[2])
-				*(long *)a[0] = a[1];
+		case SKIP:
+			ret = sys(__NR_access, a[0], 0, 0, 0, 0);
+			if (ret < 0 && ret != -ENOENT)
+				break;
+			if ((ret == 0) == a[2])
+				op += a[1];
 			ret = 0;
+			break;
+		case DISK:
+			ret = find((char *)a[0], (char *)a[1]) ? 0 : -ENODEV;
+			break;
+		case CONTROLLERS:
+			ret = enable((char *)a[0], (char *)a[1]);
+			break;
+		case ACCOUNT:
+			ret = look_up((char *)a[0], (char *)a[1], (struct account *)a[2], (char *)a[3]);
 			break;
 		case __NR_clone3:
 			/* Not by sys(): its return address would be the child's to overwrite. */
 			__asm__ volatile("syscall" : "=a"(ret) : "a"(__NR_clone3), "D"(a[0]), "S"(a[1]) : "rcx", "r11", "memory");
 			if (ret == 0) {
-				plan.head.failed = follow(op + 1, op + 1 + a[2]);
+				ret = follow(op + 1, op + 1 + a[2]);
+				plan.head.failed = ret < 0 ? ret : -ENOEXEC;
 				for (;;)
 					sys(__NR_exit, 253, 0, 0, 0, 0);
 			}
@@ -453,7 +544,7 @@ static __attribute__((noinline)) long follow(struct op *op, struct op *end)
 		default:
 			ret = sys(op->nr, a[0], a[1], a[2], a[3], a[4]);
 		}
-		if (ret < 0 && ret != -op->allow && !plan.head.pid) /* the workload runs: it must not be started again */
+		if (ret < 0 && op->allow != ANY && ret != -op->allow && !plan.head.pid) /* the workload runs: it must not be started again */
 			return ret;
 		if (op->result)
 			*(int *)(plan.bytes + op->result) = ret;
@@ -491,7 +582,7 @@ static int follow_plan(const char *where)
 	sys(__NR_close, fd, 0, 0, 0, 0);
 	for (i = sizeof(plan.head); i < size; i++)
 		sum = (sum ^ (unsigned char)plan.bytes[i]) * 0x100000001b3ul;
-	if (n != (long)size || !same(plan.head.magic, "volplan1", 8) || plan.head.size != size || plan.head.sum != sum ||
+	if (n != (long)size || !same(plan.head.magic, "volplan2", 8) || plan.head.size != size || plan.head.sum != sum ||
 	    plan.head.count > (size - sizeof(plan.head)) / sizeof(struct op))
 		n = -EBADMSG;
 	else

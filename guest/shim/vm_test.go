@@ -159,6 +159,8 @@ func TestPlanLeft(t *testing.T) {
 	missing := compile()
 	cfg.Network = &wire.NetworkConfig{MAC: "02:00:00:00:00:01", Address: netip.MustParsePrefix("192.168.127.2/24")}
 	noNIC := compile()
+	cfg.Network, cfg.Root = nil, &wire.RootConfig{Upper: wire.UpperDisk}
+	noRoot := compile()
 	for name, tt := range map[string]struct {
 		plan  []byte
 		errno int
@@ -167,6 +169,7 @@ func TestPlanLeft(t *testing.T) {
 		"more operations than fit": {endless, 74},            // EBADMSG
 		"the program is not there": {missing, 2},             // ENOENT
 		"the NIC is not there":     {noNIC, 19},              // ENODEV
+		"the root is not there":    {noRoot, 19},             // ENODEV
 		"no plan at all":           {make([]byte, 4096), 74}, // EBADMSG
 	} {
 		t.Run(name, func(t *testing.T) {
