@@ -15,16 +15,10 @@ import (
 func mountAll(sys Sys) error {
 	var survived []error
 	for _, m := range plan.Mounts() {
-		err := sys.MkdirAll(m.Target, 0o755)
 		if !m.Shim {
 			_ = sys.Detach(m.Target)
 		}
-		if err == nil {
-			err = sys.Mount(Mount{m.Source, m.Target, m.Type, m.Flags, m.Data})
-			if errors.Is(err, unix.EBUSY) {
-				err = nil // mounted before us, by the kernel
-			}
-		}
+		err := mountAt(sys, m)
 		if err != nil && m.Essential {
 			return err
 		}
@@ -41,4 +35,17 @@ func mountAll(sys Sys) error {
 		return fmt.Errorf("%w: %w", errSurvived, errors.Join(survived...))
 	}
 	return nil
+}
+
+// mountAt mounts what may be mounted already, by the kernel, the shim or a plan, on
+// a directory that it makes.
+func mountAt(sys Sys, m plan.Mount) error {
+	if err := sys.MkdirAll(m.Target, 0o755); err != nil {
+		return err
+	}
+	err := sys.Mount(Mount{m.Source, m.Target, m.Type, m.Flags, m.Data})
+	if errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return err
 }

@@ -49,7 +49,7 @@ func (r *root) enter(ctx context.Context, cfg wire.BootConfig, planned bool) err
 		if err := r.mount(ctx, *cfg.Root); err != nil {
 			return err
 		}
-		survived = mountQueues(r.sys)
+		survived = mountAt(r.sys, plan.Queues())
 		if err := graft(r.sys); err != nil {
 			return err
 		}
@@ -146,19 +146,6 @@ func makeUpper(sys Sys) error {
 		return err
 	}
 	return sys.Rename(made, dir) // whole or not at all
-}
-
-// mountQueues mounts what a container has in /dev beyond what every guest has.
-func mountQueues(sys Sys) error {
-	m := plan.Queues()
-	if err := sys.MkdirAll(m.Target, 0o755); err != nil {
-		return err
-	}
-	err := sys.Mount(Mount{m.Source, m.Target, m.Type, m.Flags, m.Data})
-	if errors.Is(err, unix.EBUSY) { // by a plan
-		return nil
-	}
-	return err
 }
 
 // graft shows what is mounted in the initramfs in the new root too. The

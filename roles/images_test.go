@@ -109,7 +109,7 @@ func TestImageVM(t *testing.T) {
 	h := newHost(t)
 	h.start()
 	h.volar("kernels", "import", os.Getenv("VOLANT_TEST_KERNEL"), "--name", "generic")
-	h.volar("images", "load", saveImage(t, "busy:1"))
+	h.volar("images", "load", saveImage(t, "busy:1", "/data"))
 	if out := h.volar("images", "list", "-o", "name"); strings.TrimSpace(out) != "docker.io/library/busy:1" {
 		t.Errorf("images list = %q", out)
 	}
@@ -167,7 +167,7 @@ func TestImageVM(t *testing.T) {
 	})
 
 	t.Run("as an initramfs", func(t *testing.T) {
-		h.volar("images", "load", saveImage(t, "busy:1"), "--initramfs")
+		h.volar("images", "load", saveImage(t, "busy:1", "/data"), "--initramfs")
 		r := h.try("run", "--rm", "--initramfs", "busy:1", "cat first; busybox hostname")
 		if r.code != 0 || r.stdout != "of the image\nbusy-1\n" {
 			t.Errorf("run = status %d, %q, %q", r.code, r.stdout, r.stderr)

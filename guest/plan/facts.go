@@ -51,9 +51,10 @@ const MaxOpenFiles = 1 << 20
 // Controllers are those of control groups that container engines use.
 func Controllers() []string { return []string{"cpu", "cpuset", "io", "memory", "pids", "hugetlb"} }
 
+const strict = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
 // Mounts lists what is mounted beside /proc, in order.
 func Mounts() []Mount {
-	const strict = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	return []Mount{
 		{"sysfs", "/sys", "sysfs", strict, "", true, true},
 		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755", true, true},
@@ -67,7 +68,7 @@ func Mounts() []Mount {
 
 // Queues is what a container has in /dev beyond what every guest has.
 func Queues() Mount {
-	return Mount{"mqueue", "/dev/mqueue", "mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", false, false}
+	return Mount{"mqueue", "/dev/mqueue", "mqueue", strict, "", false, false}
 }
 
 // OverlayOptions says everything that the kernel's configuration would decide

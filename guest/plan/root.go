@@ -17,8 +17,8 @@ const (
 
 const currentDir = ^uintptr(99) // AT_FDCWD
 
-// root mounts the root, and what is to be seen in it of the initramfs: mount,
-// mountQueues and graft of package guest.
+// root mounts the root, and what is to be seen in it of the initramfs: root.mount
+// and graft of package guest, and the queues.
 func (p *program) root(cfg wire.RootConfig) {
 	for _, dir := range []string{LowerDir, UpperDir, RootDir} {
 		p.mkdir(dir)
@@ -86,7 +86,7 @@ func (p *program) enter(own []File) {
 	}
 	p.call(unix.SYS_SYMLINK, p.text("/proc/mounts"), p.text("/etc/mtab")).allow(unix.EEXIST)
 	p.call(unix.SYS_UMOUNT2, p.text("/proc"), value(unix.MNT_DETACH))
-	p.mount(Mount{Source: "proc", Target: "/proc", Type: "proc", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC})
+	p.mount(Mount{Source: "proc", Target: "/proc", Type: "proc", Flags: strict})
 	limit := binary.LittleEndian.AppendUint64(nil, MaxOpenFiles)
 	limit = binary.LittleEndian.AppendUint64(limit, MaxOpenFiles)
 	p.call(unix.SYS_PRLIMIT64, value(0), value(unix.RLIMIT_NOFILE), p.bytes(limit))
