@@ -3,12 +3,9 @@ package plan
 import (
 	"bytes"
 	"encoding/binary"
-	"flag"
 	"fmt"
 	"hash/fnv"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,9 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/volantvm/volant/guest/wire"
+	"github.com/volantvm/volant/testdata/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 func sample() wire.BootConfig {
 	return wire.BootConfig{
@@ -122,19 +118,7 @@ func TestCompile(t *testing.T) {
 			cfg := sample()
 			edit(&cfg)
 			got := list(t, Compile(cfg))
-			golden := filepath.Join("testdata", name+".golden")
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("the plan is\n%s\nwant that of %s (go test -update rewrites it)", got, golden)
-			}
+			golden.Compare(t, name+".golden", got)
 		})
 	}
 }

@@ -3,7 +3,6 @@ package cloudhypervisor
 import (
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -14,9 +13,8 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/testdata/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 // openAPIEnv names the file of Cloud Hypervisor's API description, of its
 // repository: vmm/src/api/openapi/cloud-hypervisor.yaml.
@@ -58,19 +56,7 @@ func TestConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, golden := string(b)+"\n", filepath.Join("testdata", "create.json")
-	if *update {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("vm.create is sent\n%s\nwant\n%s", got, want)
-	}
+	golden.Compare(t, "create.json", string(b)+"\n")
 }
 
 // TestConfigMemory: what a fork reports as free must not be gone from the memory

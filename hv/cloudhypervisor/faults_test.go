@@ -21,6 +21,7 @@ import (
 	"github.com/volantvm/volant/hv"
 	"github.com/volantvm/volant/hv/transport"
 	"github.com/volantvm/volant/hv/vmm"
+	"github.com/volantvm/volant/testdata/golden"
 )
 
 // brief is a budget for tests with VMMs that never answer.
@@ -610,19 +611,7 @@ func TestCalls(t *testing.T) {
 		}
 	}
 	got := strings.NewReplacer(spec.Dir, "/DIR", again.Dir, "/DIR2", spec.Kernel, "/KERNEL", filepath.Dir(disk), "/DATA").Replace(strings.Join(did, ""))
-	golden := filepath.Join("testdata", "calls.txt")
-	if *update {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("asked\n%s\nwant\n%s", got, want)
-	}
+	golden.Compare(t, "calls.txt", got)
 }
 
 // TestProcess looks at what a machine's process was given.

@@ -1,17 +1,13 @@
 package qemu
 
 import (
-	"flag"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/volantvm/volant/hv"
+	"github.com/volantvm/volant/testdata/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 // TestArgv compares whole command lines with golden files: the words of a
 // machine change only on purpose.
@@ -53,19 +49,7 @@ func TestArgv(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			got := strings.Join(argv(&test.spec, &test.f, test.from), "\n") + "\n"
-			golden := filepath.Join("testdata", "argv-"+test.name+".txt")
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("argv() =\n%s\nwant\n%s", got, want)
-			}
+			golden.Compare(t, "argv-"+test.name+".txt", got)
 		})
 	}
 	spec.CID = 0
